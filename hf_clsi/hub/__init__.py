@@ -1,0 +1,1 @@
+"""Turns scores and ledgers into what people read: tables, figures and reports."""

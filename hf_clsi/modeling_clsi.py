@@ -1,0 +1,270 @@
+"""Token ids of units become hidden states, logits and a loss, through a decoder of the transformers library."""
+
+from typing import ClassVar
+
+import torch
+from torch import nn
+from transformers import AutoModel, Cache, GenerationMixin, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.modeling_utils import slice_logits_to_keep
+from transformers.utils import can_return_tuple
+
+from .configuration_clsi import ClsiConfig
+
+# Decoders whose packed documents were shown to equal the separate ones (tests/test_modeling_clsi.py). Not every type can
+# be trusted: OPT and Falcon make a mask of their own and let documents leak.
+ISOLATING_DECODERS = frozenset(
+    (
+        "gemma2",
+        "gpt2",
+        "gpt_neo",
+        "gpt_neox",
+        "granite",
+        "llama",
+        "mistral",
+        "olmo2",
+        "phi3",
+        "qwen2",
+        "qwen3",
+        "smollm3",
+        "stablelm",
+    )
+)
+
+# Shapes: B rows of a batch, T tokens of a row, P tokens already in the cache, H hidden size, V vocabulary.
+
+
+class ClsiPreTrainedModel(PreTrainedModel):
+    """What ClsiModel and ClsiForCausalLM share: the config, and what the library may do with the decoder inside.
+
+    `_no_split_modules`, tensor-parallel plans and the like are collected from the decoder by `post_init`.
+    """
+
+    config: ClsiConfig
+    config_class = ClsiConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _skip_keys_device_placement: ClassVar[list[str]] = ["past_key_values"]
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+
+    def __init__(self, config: ClsiConfig, *args, **kwargs):
+        config.validate()  # attributes may have been changed since the config was built
+        super().__init__(config, *args, **kwargs)
+
+
+class ClsiModel(ClsiPreTrainedModel):
+    """The decoder without a head: token ids [B, T] -> hidden states [B, T, H].
+
+    **Packed documents.** When several documents share a row, `position_ids` restart at each of them, and no
+    `attention_mask` is given, attention stays inside each document, on every attention backend (sdpa and eager need
+    no special kernel). The library builds that mask only where there is no key-value cache, but makes a cache by
+    default, in train mode too, and then lets documents leak into each other without a word. Hence these rules:
+
+    - `position_ids` without `attention_mask` and without `past_key_values`: no cache is made unless `use_cache=True`
+      is passed. (`generate` passes a cache or a mask, so it is not concerned.)
+    - positions that restart *together with* a cache or a 2D `attention_mask` (positions of padding do not count)
+      raise ValueError, since documents would not be isolated. A 4D mask is the caller's own affair, and is used as it
+      is.
+    - positions that restart in a decoder that is not in `ISOLATING_DECODERS` raise ValueError likewise.
+    """
+
+    # A causal-LM checkpoint loads quietly without its head.
+    _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [r"^lm_head\."]
+
+    def __init__(self, config: ClsiConfig):
+        super().__init__(config)
+        self.language_model = AutoModel.from_config(config.text_config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.language_model.set_input_embeddings(value)
+
+    def _must_check_restarts(self, attention_mask, position_ids, past_key_values, use_cache) -> bool:
+        """Whether restarting positions would leak here, if there are any.
+
+        To find out reads a number back from the device, so it is left out of single decoding steps, of compiled
+        graphs and of the ordinary packed forward (positions alone), which the library isolates.
+        """
+        if position_ids is None or position_ids.ndim != 2 or position_ids.shape[1] == 1:
+            return False
+        if torch.compiler.is_compiling():
+            return False
+        if attention_mask is None:
+            cached = past_key_values is not None or bool(use_cache)
+            return cached or self.config.text_config.model_type not in ISOLATING_DECODERS
+        return isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs,
+    ) -> BaseModelOutputWithPast:
+        """Compute the hidden states of a batch.
+
+        Args:
+            input_ids: token ids [B, T].
+            attention_mask: 1 for tokens, 0 for padding [B, P + T]; or a ready 4D mask. Leave it out for packed rows.
+            position_ids: position of each token in its document [B, T]; restarts mark documents (see the class).
+            past_key_values: cache of the P tokens before these.
+            inputs_embeds: embeddings [B, T, H] instead of `input_ids`.
+            use_cache: whether to return a cache; None follows the rule above, else the decoder's config.
+            **kwargs: passed on to the decoder (`output_hidden_states`, `output_attentions`, ...).
+
+        Returns:
+            `last_hidden_state` [B, T, H], and on request `past_key_values`, `hidden_states`, `attentions`.
+
+        Raises:
+            ValueError: positions restart where documents could not be kept apart.
+        """
+        if (
+            position_ids is not None
+            and past_key_values is None
+            and attention_mask is None
+            and use_cache is None
+        ):
+            use_cache = False
+        if self._must_check_restarts(attention_mask, position_ids, past_key_values, use_cache):
+            _refuse_restarts(attention_mask, position_ids, self.config.text_config.model_type)
+        return self.language_model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
+
+
+class ClsiForCausalLM(ClsiPreTrainedModel, GenerationMixin):
+    """The speech language model: token ids [B, T] -> logits [B, T, V] of the next token, and a loss.
+
+    Packed documents are isolated as in [`ClsiModel`]; when `labels` are given without `past_key_values`, no cache is
+    made at all, whatever the decoder's config says (the plain Trainer switches off only the outer config's flag).
+
+    Example:
+
+    >>> import torch
+    >>> from hf_clsi import ClsiConfig, ClsiForCausalLM
+    >>> sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    >>> model = ClsiForCausalLM(ClsiConfig(num_units=100, text_config=sizes))
+    >>> prompt = torch.tensor([[model.config.bos_token_id, 17, 4, 4, 99]])
+    >>> continuation = model.generate(prompt, max_new_tokens=25)
+    """
+
+    _tied_weights_keys: ClassVar[dict[str, str]] = {
+        "lm_head.weight": "model.language_model.embed_tokens.weight"
+    }
+
+    def __init__(self, config: ClsiConfig):
+        super().__init__(config)
+        self.model = ClsiModel(config)
+        self.lm_head = nn.Linear(config.text_config.hidden_size, config.vocab_size, bias=False)
+        # Decoders differ in where they keep their embeddings (Llama: embed_tokens, GPT-2: wte, ...).
+        embeddings = self.get_input_embeddings()
+        name = next(name for name, module in self.named_modules() if module is embeddings)
+        self._tied_weights_keys = {"lm_head.weight": f"{name}.weight"}
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.lm_head
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        self.lm_head = new_embeddings
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        **kwargs,
+    ) -> CausalLMOutputWithPast:
+        """Compute logits, and the loss when `labels` are given.
+
+        Args:
+            input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache: as in
+                [`ClsiModel.forward`].
+            labels: ids to predict [B, T], -100 where there is nothing to predict; they are shifted inside, so
+                position t is scored against `labels[:, t + 1]`. In packed rows each document's first label should be
+                -100, since nothing in its own document predicts it.
+            logits_to_keep: compute logits only of the last n positions (0: all), or of the positions in a 1D tensor.
+            **kwargs: `num_items_in_batch` divides the summed loss (gradient accumulation); the rest goes to the
+                decoder (`output_hidden_states`, ...).
+
+        Returns:
+            `logits` [B, T, V]; `loss`, a scalar: mean over the predicted tokens, or their sum divided by
+            `num_items_in_batch`; and on request `past_key_values`, `hidden_states`, `attentions`.
+        """
+        if labels is not None and past_key_values is None and use_cache is None:
+            use_cache = False
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(
+                logits=logits, labels=labels, vocab_size=self.config.text_config.vocab_size, **kwargs
+            )
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+def _refuse_restarts(attention_mask: torch.Tensor | None, position_ids: torch.Tensor, decoder: str) -> None:
+    """Raise ValueError if `position_ids` [B, T] restart (between tokens that the 2D `attention_mask` lets through)."""
+    restarts = position_ids.diff(dim=1) != 1
+    if attention_mask is not None:
+        real = attention_mask[:, -position_ids.shape[1] :].bool()
+        restarts = restarts & real[:, 1:] & real[:, :-1]
+    if not restarts.any():
+        return
+    if decoder not in ISOLATING_DECODERS:
+        raise ValueError(
+            f"position_ids restart within a row (packed documents), but decoders of type {decoder!r} are not known to "
+            f"keep documents apart. Use one of {', '.join(sorted(ISOLATING_DECODERS))}, pass a 4D attention_mask, or "
+            "give one document a row."
+        )
+    raise ValueError(
+        "position_ids restart within a row (packed documents) together with a key-value cache or a 2D attention_mask: "
+        "the documents would attend to each other. Pass position_ids alone (no attention_mask, no past_key_values, "
+        "use_cache left out or False), or a 4D attention_mask."
+    )
+
+
+__all__ = ["ClsiForCausalLM", "ClsiModel", "ClsiPreTrainedModel"]

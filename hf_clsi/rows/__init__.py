@@ -1,0 +1,39 @@
+"""Turns units into rows: what a story, a parallel sentence or a cloze item is, and its Parquet shards."""
+
+from .schema import (
+    check_row,
+    cloze_columns,
+    cloze_features,
+    infer_columns,
+    parallel_features,
+    row_features,
+    story_columns,
+    story_features,
+)
+from .shards import (
+    UnitColumn,
+    list_shards,
+    read_columns,
+    read_rows,
+    register_split,
+    write_shard,
+    write_shards,
+)
+
+__all__ = [
+    "UnitColumn",
+    "check_row",
+    "cloze_columns",
+    "cloze_features",
+    "infer_columns",
+    "list_shards",
+    "parallel_features",
+    "read_columns",
+    "read_rows",
+    "register_split",
+    "row_features",
+    "story_columns",
+    "story_features",
+    "write_shard",
+    "write_shards",
+]

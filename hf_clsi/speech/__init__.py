@@ -1,0 +1,1 @@
+"""Text -> speech: reading and writing audio (`audio`), speaking text (`synthesis`)."""

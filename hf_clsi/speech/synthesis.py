@@ -1,0 +1,474 @@
+"""Sentences -> mono float32 waveforms, by an engine, in parallel, with a record of how each was made.
+
+    engine = EspeakEngine(rate_wpm=160)
+    requests = [engine.request("The cat sleeps.", "en", "f3"), engine.request("Le chat dort.", "fr", "f3")]
+    for request, waveform in zip(requests, synthesize_many(requests, engine, num_processes=2)):
+        row = {"audio": waveform, **engine.record(request)}  # float32 [n] at engine.sampling_rate_hz
+
+An engine turns one request into one waveform, and the same request into the same waveform, whatever was
+spoken before it and however many processes there are. To add one, subclass `SynthesisEngine`; if it lives
+in another process or environment, give it a `ChildProcessWorker`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import threading
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+from itertools import islice
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+from tqdm import tqdm
+
+from hf_clsi.speech.audio import trim_silence
+
+# Language code (ISO 639-1, or the tag people use for a variety) -> the voice espeak-ng 1.52 has for it.
+# To add a language, add its line; `espeak-ng --voices` lists what there is.
+ESPEAK_VOICES = {
+    "af": "af", "ar": "ar", "bg": "bg", "bn": "bn", "ca": "ca", "cs": "cs", "cy": "cy", "da": "da",
+    "de": "de", "el": "el", "en": "en-us", "en-gb": "en", "en-us": "en-us", "eo": "eo", "es": "es",
+    "es-419": "es-419", "et": "et", "eu": "eu", "fa": "fa", "fi": "fi", "fr": "fr", "fr-be": "fr-be",
+    "fr-ch": "fr-ch", "ga": "ga", "gu": "gu", "he": "he", "hi": "hi", "hr": "hr", "hu": "hu", "hy": "hy",
+    "id": "id", "is": "is", "it": "it", "ja": "ja", "ka": "ka", "kn": "kn", "ko": "ko", "lt": "lt",
+    "lv": "lv", "mk": "mk", "ml": "ml", "mr": "mr", "ms": "ms", "mt": "mt", "nb": "nb", "ne": "ne",
+    "nl": "nl", "no": "nb", "pa": "pa", "pl": "pl", "pt": "pt", "pt-br": "pt-br", "ro": "ro", "ru": "ru",
+    "sk": "sk", "sl": "sl", "sq": "sq", "sr": "sr", "sv": "sv", "sw": "sw", "ta": "ta", "te": "te",
+    "th": "th", "tr": "tr", "uk": "uk", "ur": "ur", "vi": "vi", "zh": "cmn",
+}  # fmt: skip
+
+# Variants that keep the voice natural (no whisper, croak or robot), so the ones to draw speakers from. ""
+# is the plain voice of the language. A variant shifts pitch and formants alike in every language: it is a
+# "speaker".
+ESPEAK_SPEAKERS = ("", "f1", "f2", "f3", "f4", "f5", "m1", "m2", "m3", "m4", "m5", "m6", "m7", "m8")
+
+
+@dataclass(frozen=True)
+class SynthesisRequest:
+    """One sentence to speak.
+
+    text: what to say. voice: the engine's name of the voice ("fr+f3"). language, speaker: what the caller
+    calls them ("fr", "f3"), copied to the record. seed: for engines that sample; recorded for all.
+    """
+
+    text: str
+    voice: str
+    language: str = ""
+    speaker: str = ""
+    seed: int = 0
+
+
+class SynthesisWorker(ABC):
+    """One place where requests are spoken, one after another: a child process, a GPU, an endpoint."""
+
+    @abstractmethod
+    def synthesize(self, requests: Sequence[SynthesisRequest]) -> list[np.ndarray]:
+        """Requests -> as many waveforms, float32 [n]. Raises what `SynthesisEngine.synthesize` does."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Free what the worker holds. May be called twice, and from another thread while it is speaking."""
+
+
+class SynthesisEngine(ABC):
+    """What can speak. Subclasses set `name`, `licence`, `sampling_rate_hz`, and say how a worker is opened.
+
+    name: short name for the rows. licence: of the engine's code and voices, and what it means for the output.
+    sampling_rate_hz: of every waveform it gives.
+    """
+
+    name: str
+    licence: str
+    sampling_rate_hz: int
+
+    @abstractmethod
+    def open_worker(self) -> SynthesisWorker:
+        """A new worker, independent of all others."""
+
+    @abstractmethod
+    def voice_for(self, language: str, speaker: str = "") -> str:
+        """The engine's voice for a language and speaker. ValueError where it has none."""
+
+    @property
+    @abstractmethod
+    def version(self) -> str:
+        """Version of the engine or checkpoint, for the record."""
+
+    @abstractmethod
+    def settings(self) -> dict:
+        """What else shapes the sound ({"rate_wpm": 175, ...}), JSON values, for the record."""
+
+    def request(self, text: str, language: str, speaker: str = "", seed: int = 0) -> SynthesisRequest:
+        """The request that speaks `text` in `language` as `speaker`."""
+        return SynthesisRequest(text, self.voice_for(language, speaker), language, speaker, seed)
+
+    def synthesize(self, text: str, voice: str, seed: int = 0) -> np.ndarray:
+        """Speak one text -> float32 [n] at `sampling_rate_hz`. For many texts use `synthesize_many`.
+
+        Raises ValueError (empty text, unknown voice) or RuntimeError (the engine failed, or gave no sound),
+        each naming the text and the voice.
+        """
+        (waveform,) = synthesize_many([SynthesisRequest(text, voice, seed=seed)], self, progress=False)
+        return waveform
+
+    def record(self, request: SynthesisRequest) -> dict:
+        """How the waveform of `request` was made, as the columns of its row: strings, ints and floats."""
+        return {
+            "engine": self.name,
+            "engine_version": self.version,
+            "licence": self.licence,
+            "voice": request.voice,
+            "language": request.language,
+            "speaker": request.speaker,
+            "seed": request.seed,
+            "sampling_rate_hz": self.sampling_rate_hz,
+            **self.settings(),
+        }
+
+
+class ChildProcessWorker(SynthesisWorker):
+    """A worker in a child process that speaks the protocol written down in `espeak.py`.
+
+    command: the child's command line. settings: sent with every request. The first reply is in `hello`.
+    The child may live in another environment than this process; nothing is shared but the pipes.
+    """
+
+    def __init__(self, command: Sequence[str], settings: dict):
+        self.settings = settings
+        self._process = subprocess.Popen(
+            list(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        # Read all the time, or a talkative child would block once the pipe is full.
+        self._last_words: deque[bytes] = deque(maxlen=50)
+        self._listener = threading.Thread(
+            target=self._last_words.extend, args=(self._process.stderr,), daemon=True
+        )
+        self._listener.start()
+        try:
+            self.hello = self._read_header()
+            if "error" in self.hello:
+                raise RuntimeError(f"the speech engine did not start: {self.hello['error']}")
+        except BaseException:
+            self.close()
+            raise
+
+    def synthesize(self, requests: Sequence[SynthesisRequest]) -> list[np.ndarray]:
+        message = [
+            {"text": request.text, "voice": request.voice, "seed": request.seed, **self.settings}
+            for request in requests
+        ]
+        try:
+            self._process.stdin.write(json.dumps(message).encode() + b"\n")
+            self._process.stdin.flush()
+        except (BrokenPipeError, ValueError):  # ValueError: closed by `close` in another thread
+            raise self._death() from None
+        # Every reply is read before an error is raised: what is left in the pipe would answer the next call.
+        replies = [self._read_reply() for _ in requests]
+        for request, reply in zip(requests, replies, strict=True):
+            if isinstance(reply, dict):
+                error = ValueError if reply.get("kind") == "value" else RuntimeError
+                raise error(f"{reply['error']}: voice {request.voice!r}, text {request.text!r}")
+        return replies
+
+    def close(self) -> None:
+        self._process.kill()  # the child holds nothing worth saving
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            with suppress(BrokenPipeError):  # closing flushes what a dead child will never read
+                pipe.close()
+        self._listener.join(timeout=1.0)
+
+    def _read_header(self) -> dict:
+        try:
+            line = self._process.stdout.readline()
+        except ValueError:  # closed by `close` in another thread
+            line = b""
+        if not line.endswith(b"\n"):
+            raise self._death()
+        return json.loads(line)
+
+    def _read_reply(self) -> np.ndarray | dict:
+        header = self._read_header()
+        if "error" in header:
+            return header
+        num_bytes = 2 * header["num_samples"]
+        samples = self._process.stdout.read(num_bytes)
+        if len(samples) != num_bytes:
+            raise self._death()
+        return np.frombuffer(samples, dtype="<i2").astype(np.float32) / np.float32(32768)
+
+    def _death(self) -> RuntimeError:
+        self._process.kill()
+        code = self._process.wait()
+        self._listener.join(timeout=1.0)
+        said = b"".join(self._last_words).decode(errors="replace").strip()
+        return RuntimeError(
+            f"a speech synthesis process ended early (exit code {code}"
+            f"{'; it was killed, perhaps for memory' if code == -9 else ''}). "
+            f"It said: {said or 'nothing'}"
+        )
+
+
+class EspeakWorker(ChildProcessWorker):
+    """A child process running `espeak.py`, and the trimming of what it says."""
+
+    def __init__(self, engine: EspeakEngine):
+        if importlib.util.find_spec("espeakng_loader") is None:
+            raise ImportError("espeak-ng comes with the package espeakng-loader: pip install espeakng-loader")
+        if not hasattr(os, "fork"):
+            raise RuntimeError(
+                "the espeak-ng engine needs an operating system with fork: Linux, macOS or WSL"
+            )
+        import espeakng_loader
+
+        # -I -S: no site-packages, no environment variables, no current folder; the file needs none of them.
+        super().__init__(
+            [
+                sys.executable, "-I", "-S", str(Path(__file__).with_name("espeak.py")),
+                espeakng_loader.get_library_path(), espeakng_loader.get_data_path(),
+            ],
+            {**engine.parameters(), "timeout_s": engine.timeout_s},
+        )  # fmt: skip
+        self.engine = engine
+        if self.hello["sampling_rate_hz"] != engine.sampling_rate_hz:
+            self.close()
+            raise RuntimeError(
+                f"espeak-ng speaks at {self.hello['sampling_rate_hz']} Hz, expected {engine.sampling_rate_hz}"
+            )
+
+    def synthesize(self, requests: Sequence[SynthesisRequest]) -> list[np.ndarray]:
+        waveforms = super().synthesize(requests)
+        threshold_db = self.engine.trim_silence_db
+        if threshold_db is None:
+            return waveforms
+        rate, keep_ms = self.engine.sampling_rate_hz, self.engine.keep_silence_ms
+        return [trim_silence(waveform, rate, threshold_db, keep_ms) for waveform in waveforms]
+
+
+@cache
+def espeak_version() -> str:
+    worker = EspeakWorker(EspeakEngine())
+    worker.close()
+    return worker.hello["version"]
+
+
+@dataclass(frozen=True)
+class EspeakEngine(SynthesisEngine):
+    """espeak-ng: a formant synthesizer for about a hundred languages, hundreds of times faster than speech.
+
+    A voice is a language ("fr", "en-us") with or without a variant ("fr+f3"); the same variant in two
+    languages is the same speaker. Every utterance starts from the same state of the library, in a process
+    of its own (see `espeak.py` for why), so equal requests give equal samples on one machine.
+
+    rate_wpm: words a minute, 80 to 450. pitch, pitch_range: 0 to 99, 50 is the voice's own. volume: 0 to
+    200, 100 is the voice's own. trim_silence_db: cut leading and trailing sound this far below the loudest
+    sample (-40.0), keeping keep_silence_ms beside it; None leaves what espeak puts there (0 to 12 ms before,
+    0 to 60 ms after). timeout_s: longest time one utterance may take. ValueError for values out of range.
+    """
+
+    rate_wpm: int = 175
+    pitch: int = 50
+    pitch_range: int = 50
+    volume: int = 100
+    trim_silence_db: float | None = None
+    keep_silence_ms: float = 10.0
+    timeout_s: float = 60.0
+
+    name: ClassVar[str] = "espeak-ng"
+    # The licence of the program and its data. The GPL covers a program's output only where it reproduces the
+    # program itself (FSF's GPL FAQ, "WhatCaseIsOutputGPL"), so it does not extend to the audio.
+    licence: ClassVar[str] = "GPL-3.0-or-later"
+    licence_note: ClassVar[str] = (
+        "The licence is that of the program espeak-ng; it does not extend to the speech it produces."
+    )
+    sampling_rate_hz: ClassVar[int] = 22050
+
+    def __post_init__(self):
+        limits = {"rate_wpm": (80, 450), "pitch": (0, 99), "pitch_range": (0, 99), "volume": (0, 200)}
+        for field, (low, high) in limits.items():
+            value = getattr(self, field)
+            if int(value) != value or not low <= value <= high:
+                raise ValueError(f"{field} must be a whole number from {low} to {high}, got {value!r}")
+        if self.timeout_s <= 0:
+            raise ValueError(f"timeout_s must be positive, got {self.timeout_s!r}")
+        if self.trim_silence_db is not None and self.trim_silence_db >= 0:
+            raise ValueError(
+                f"trim_silence_db is relative to the peak, so negative; got {self.trim_silence_db!r}"
+            )
+
+    @property
+    def version(self) -> str:
+        return espeak_version()
+
+    def parameters(self) -> dict:
+        """What the library itself is told."""
+        return {field: int(getattr(self, field)) for field in ("rate_wpm", "pitch", "pitch_range", "volume")}
+
+    def settings(self) -> dict:
+        return {
+            **self.parameters(),
+            "trim_silence_db": self.trim_silence_db,
+            "keep_silence_ms": None if self.trim_silence_db is None else self.keep_silence_ms,
+        }
+
+    def voice_for(self, language: str, speaker: str = "") -> str:
+        return voice_for(language, speaker)
+
+    def open_worker(self) -> EspeakWorker:
+        return EspeakWorker(self)
+
+
+@cache
+def espeak_variants() -> tuple[str, ...]:
+    """Names of the voice variants in the installed package, sorted: what may stand after the "+"."""
+    import espeakng_loader
+
+    folder = Path(espeakng_loader.get_data_path()) / "voices" / "!v"
+    return tuple(sorted(path.name for path in folder.iterdir()))
+
+
+def voice_for(language: str, speaker: str = "") -> str:
+    """The espeak-ng voice of a language and speaker: ("fr", "f3") -> "fr+f3", ("en", "") -> "en-us".
+
+    ValueError for a language that `ESPEAK_VOICES` does not list or a variant that the package does not have.
+    """
+    if language not in ESPEAK_VOICES:
+        raise ValueError(
+            f"no espeak-ng voice is listed for language {language!r}; listed: {', '.join(ESPEAK_VOICES)}. "
+            "Add a line to ESPEAK_VOICES in hf_clsi/speech/synthesis.py, or give the voice's name in a "
+            "SynthesisRequest directly"
+        )
+    if not speaker:
+        return ESPEAK_VOICES[language]
+    if speaker not in espeak_variants():
+        raise ValueError(
+            f"espeak-ng has no voice variant {speaker!r}; natural ones: {', '.join(ESPEAK_SPEAKERS[1:])}; "
+            f"all: {', '.join(espeak_variants())}"
+        )
+    return f"{ESPEAK_VOICES[language]}+{speaker}"
+
+
+def unique_requests(requests: Sequence[SynthesisRequest]) -> tuple[list[SynthesisRequest], np.ndarray]:
+    """Requests -> (those that sound different, int64 [n] with unique[inverse[i]] sounding like requests[i]).
+
+    Text, voice and seed decide the sound. The unique ones stand in the order of their first appearance. Use
+    it to encode each sentence once as well: `encode(synthesize_many(unique))[inverse]`.
+    """
+    index_of: dict[tuple, int] = {}
+    unique = []
+    inverse = np.empty(len(requests), dtype=np.int64)
+    for position, request in enumerate(requests):
+        key = (request.text, request.voice, request.seed)
+        if key not in index_of:
+            index_of[key] = len(unique)
+            unique.append(request)
+        inverse[position] = index_of[key]
+    return unique, inverse
+
+
+def synthesize_many(
+    requests: Sequence[SynthesisRequest],
+    engine: SynthesisEngine,
+    num_processes: int = 2,
+    progress: bool = True,
+    chunk_size: int = 32,
+) -> Iterator[np.ndarray]:
+    """Speak all requests -> their waveforms, float32 [n] at `engine.sampling_rate_hz`, order kept.
+
+    num_processes workers of the engine speak side by side, chunk_size requests at a time; the waveforms do
+    not depend on either. Requests that would sound the same are spoken once; each gets its own copy. The
+    result is an iterator that stays a few chunks ahead of its reader, so memory holds those and the
+    waveforms that later requests share. progress: a bar on standard error.
+
+    Raises ValueError at once for requests that cannot be spoken (empty text), and while iterating what the
+    engine
+    raises: ValueError (unknown voice), RuntimeError (no sound, or a worker that died). The workers are
+    closed then, and also when the iterator is closed or forgotten.
+    """
+    requests = list(requests)
+    if num_processes < 1 or chunk_size < 1:
+        raise ValueError(
+            f"num_processes and chunk_size must be at least 1, got {num_processes} and {chunk_size}"
+        )
+    for position, request in enumerate(requests):
+        if not request.text.strip() or "\0" in request.text:
+            problem = "holds a null character" if "\0" in request.text else "is empty"
+            raise ValueError(
+                f"request {position}: the text {problem}: {request.text!r}, voice {request.voice!r}; drop it"
+            )
+    return _speak(requests, engine, num_processes, progress, chunk_size)
+
+
+def _speak(
+    requests: list[SynthesisRequest],
+    engine: SynthesisEngine,
+    num_processes: int,
+    progress: bool,
+    chunk_size: int,
+) -> Iterator[np.ndarray]:
+    unique, inverse = unique_requests(requests)
+    # inverse assigned to by position: the last assignment wins, so this is each unique request's last use.
+    last_use = np.zeros(len(unique), dtype=np.int64)
+    last_use[inverse] = np.arange(len(requests))
+    # A short list is cut finer, so that every worker gets some of it.
+    chunk_size = max(1, min(chunk_size, -(-len(unique) // (4 * num_processes))))
+    chunks = iter([unique[start : start + chunk_size] for start in range(0, len(unique), chunk_size)])
+
+    workers: list[SynthesisWorker] = []
+    idle: deque[SynthesisWorker] = deque()
+
+    def speak_chunk(chunk: list[SynthesisRequest]) -> list[np.ndarray]:
+        try:
+            worker = idle.pop()
+        except IndexError:  # fewer workers than threads so far
+            worker = engine.open_worker()
+            workers.append(worker)
+        try:
+            return worker.synthesize(chunk)
+        finally:
+            idle.append(worker)
+
+    pool = ThreadPoolExecutor(num_processes)
+    pending: deque[Future] = deque()
+    ready: dict[int, np.ndarray] = {}
+    num_taken = 0
+    try:
+        bar = tqdm(
+            total=len(requests), desc=f"speak ({engine.name})", unit=" sentences", disable=not progress
+        )
+        with bar:
+            pending.extend(pool.submit(speak_chunk, chunk) for chunk in islice(chunks, 3 * num_processes))
+            for position, index in enumerate(inverse.tolist()):
+                while index not in ready:
+                    for waveform in pending.popleft().result():
+                        request = unique[num_taken]
+                        if not waveform.any():
+                            raise RuntimeError(
+                                f"{engine.name} produced no sound: "
+                                f"voice {request.voice!r}, text {request.text!r}"
+                            )
+                        ready[num_taken] = waveform
+                        num_taken += 1
+                    pending.extend(pool.submit(speak_chunk, chunk) for chunk in islice(chunks, 1))
+                bar.update()
+                yield ready.pop(index) if last_use[index] == position else ready[index].copy()
+    finally:
+        # Closing the workers makes the threads that wait for them return at once. One that was just being
+        # opened meanwhile finishes its chunk and is closed after.
+        pool.shutdown(wait=False, cancel_futures=True)
+        for worker in workers:
+            worker.close()
+        pool.shutdown(wait=True)
+        for worker in workers:
+            worker.close()

@@ -1,0 +1,1 @@
+"""Text: where stories and cloze items come from."""

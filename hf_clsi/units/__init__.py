@@ -1,0 +1,1 @@
+"""Waveforms become units: fitting a tokenizer, encoding, runs and merges of units."""
