@@ -25,21 +25,29 @@ from hf_clsi.scores.likelihood import score_items
 
 # Shapes of the models: the miniature's, one that fills a CPU, and the body of Qwen2-0.5B (the paper's 360M).
 PRESETS = {
-    "tiny": dict(
-        kind="llama", hidden_size=96, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4
-    ),
-    "small": dict(
-        kind="llama", hidden_size=256, intermediate_size=688, num_hidden_layers=4, num_attention_heads=4
-    ),
-    "360m": dict(
-        kind="qwen2",
-        hidden_size=896,
-        intermediate_size=4864,
-        num_hidden_layers=24,
-        num_attention_heads=14,
-        num_key_value_heads=2,
-        tie_word_embeddings=True,
-    ),
+    "tiny": {
+        "kind": "llama",
+        "hidden_size": 96,
+        "intermediate_size": 256,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    },
+    "small": {
+        "kind": "llama",
+        "hidden_size": 256,
+        "intermediate_size": 688,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+    },
+    "360m": {
+        "kind": "qwen2",
+        "hidden_size": 896,
+        "intermediate_size": 4864,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 14,
+        "num_key_value_heads": 2,
+        "tie_word_embeddings": True,
+    },
 }
 NUM_UNITS = 2048  # Mimi's first codebook
 

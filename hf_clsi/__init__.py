@@ -1,4 +1,4 @@
-"""Speech language models over discrete units: text -> speech -> units -> rows -> batches -> training -> scores -> hub.
+"""Speech language models over units: text -> speech -> units -> rows -> batches -> training -> scores -> hub.
 
 Importing the package registers its classes with transformers' Auto classes (see `auto.py`).
 """
@@ -35,7 +35,7 @@ __all__ = [
     "score_items",
 ]
 
-# Loaded on first use (PEP 562), so that whoever only loads a checkpoint does not import the rest of the package.
+# Loaded on first use (PEP 562): whoever only loads a checkpoint does not import the rest of the package.
 _LAZY = {
     "InterleavingCallback": "batches.collator",
     "InterleavingDataCollator": "batches.collator",

@@ -18,11 +18,11 @@ from .processing_clsi import ClsiProcessor
 
 
 def register() -> None:
-    """Make the Auto classes load our checkpoints, and make our checkpoints carry their code; may be called again.
+    """Make the Auto classes load our checkpoints, and our checkpoints carry their code; may be called again.
 
     After it, `AutoConfig`, `AutoModel`, `AutoModelForCausalLM`, `AutoFeatureExtractor`, `AutoProcessor` and
-    `AutoModelForAudioTokenization` know the model types `clsi` and `clsi_units`. Every `save_pretrained` then also
-    writes the Python files that `trust_remote_code=True` needs where hf_clsi is not installed.
+    `AutoModelForAudioTokenization` know the model types `clsi` and `clsi_units`. Every `save_pretrained` then
+    also writes the Python files that `trust_remote_code=True` needs where hf_clsi is not installed.
     """
     for config_class in (ClsiConfig, ClsiUnitsConfig):
         AutoConfig.register(config_class.model_type, config_class, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The settings of a speech language model over units: its vocabulary, its rates, and the decoder it is built on."""
+"""The settings of a speech language model over units: its vocabulary, its rates and the decoder inside."""
 
 import copy
 from typing import Any, ClassVar
@@ -24,19 +24,21 @@ class ClsiConfig(PreTrainedConfig):
     r"""
     Configuration of [`ClsiModel`] and [`ClsiForCausalLM`].
 
-    Vocabulary: token id = unit id for `0..num_units - 1`, then `num_merges` byte-pair merges of units, then bos, eos
-    and pad. `vocab_size`, `bos_token_id`, `eos_token_id` and `pad_token_id` follow from these two numbers; they are
-    properties here, and they are written into (a copy of) the decoder's config, so that `generate` finds them.
+    Vocabulary: token id = unit id for `0..num_units - 1`, then `num_merges` byte-pair merges of units, then
+    bos, eos and pad. `vocab_size`, `bos_token_id`, `eos_token_id` and `pad_token_id` follow from these two
+    numbers; they are properties here, and they are written into (a copy of) the decoder's config, so that
+    `generate` finds them.
 
     Args:
         text_config (`dict` or `PreTrainedConfig`, *optional*):
             The decoder, of any causal-LM type of transformers; a dict without `model_type` is a Llama. Its
-            `vocab_size` may be left out of a dict; where it is given it must be `num_units + num_merges + 3`. None
-            gives a Llama of about 25 M parameters. The caller's object is copied, never changed.
+            `vocab_size` may be left out of a dict; where it is given it must be `num_units + num_merges + 3`.
+            None gives a Llama of about 25 M parameters. The caller's object is copied, never changed.
         num_units (`int`, *optional*, defaults to 2048):
             Size of the audio tokenizer's (first) codebook, at most 65,536 since units are stored as uint16.
         num_merges (`int`, *optional*, defaults to 0):
-            Number of tokens added by byte-pair merges of units (acoustic BPE); the merges are in tokenizer.json.
+            Number of tokens added by byte-pair merges of units (acoustic BPE); the merges are in
+            tokenizer.json.
         deduplicate (`bool`, *optional*, defaults to `False`):
             Whether the model was trained on units whose runs were collapsed (5 5 5 8 -> 5 8).
         separator (`str`, *optional*, defaults to `"none"`):
@@ -44,24 +46,26 @@ class ClsiConfig(PreTrainedConfig):
         sampling_rate (`int`, *optional*, defaults to 24000):
             Sampling rate of the audio tokenizer, in Hz.
         frame_rate (`float`, *optional*, defaults to 12.5):
-            Units per second of speech, before collapsing and merging, in Hz. `sampling_rate / frame_rate` samples
-            make one unit, and must be whole.
+            Units per second of speech, before collapsing and merging, in Hz. `sampling_rate / frame_rate`
+            samples make one unit, and must be whole.
         audio_tokenizer_id (`str`, *optional*):
-            Where the audio tokenizer is found: a Hub id or a path relative to the checkpoint ("./audio_tokenizer").
+            Where the audio tokenizer is found: a Hub id or a path relative to the checkpoint
+            ("./audio_tokenizer").
         languages (`list[str]`, *optional*):
             The languages that the model was trained on, as codes ("en", "fr").
         tie_word_embeddings (`bool`, *optional*):
-            Whether input and output embeddings are one matrix. None takes the decoder's own setting where one was
-            given, else True. The decoder's flag is kept equal to this one.
+            Whether input and output embeddings are one matrix. None takes the decoder's own setting where one
+            was given, else True. The decoder's flag is kept equal to this one.
 
     Raises:
-        ValueError: a value outside its range, a decoder whose vocabulary contradicts the units, or a decoder that is
-            not decoder-only.
+        ValueError: a value outside its range, a decoder whose vocabulary contradicts the units, or a decoder
+            that is not decoder-only.
 
     Example:
 
     >>> from hf_clsi import ClsiConfig
-    >>> config = ClsiConfig(num_units=500, num_merges=12, text_config={"model_type": "qwen2", "hidden_size": 64})
+    >>> decoder = {"model_type": "qwen2", "hidden_size": 64}
+    >>> config = ClsiConfig(num_units=500, num_merges=12, text_config=decoder)
     >>> config.vocab_size, config.bos_token_id, config.eos_token_id, config.pad_token_id
     (515, 512, 513, 514)
     >>> config.text_config.vocab_size
@@ -90,8 +94,9 @@ class ClsiConfig(PreTrainedConfig):
             given = kwargs.pop(name, None)
             if given is not None and given != getattr(self, name):
                 raise ValueError(
-                    f"{name}={given} contradicts num_units={self.num_units} and num_merges={self.num_merges}, which "
-                    f"give {name}={getattr(self, name)}. Leave {name} out: it is derived."
+                    f"{name}={given} contradicts num_units={self.num_units} and "
+                    f"num_merges={self.num_merges}, which give {name}={getattr(self, name)}. Leave {name} "
+                    "out: it is derived."
                 )
         decoder = copy.deepcopy(self.text_config)
         if decoder is None:
@@ -101,7 +106,7 @@ class ClsiConfig(PreTrainedConfig):
         if self.tie_word_embeddings is None:
             # LlamaConfig and its like always carry a flag, a dict only if the caller wrote it there.
             self.tie_word_embeddings = bool(settings.get("tie_word_embeddings", True))
-        # A config object always has a vocabulary (its class's default if nothing else), so it is checked as given.
+        # A config object always has a vocabulary (its class's default if nothing else): checked as given.
         self._check_vocabulary(settings.get("vocab_size"))
         derived = {
             "vocab_size": self.vocab_size,
@@ -116,8 +121,9 @@ class ClsiConfig(PreTrainedConfig):
             for name, value in derived.items():
                 setattr(decoder, name, value)
         self.text_config = decoder
-        # Every save must name the classes for trust_remote_code, whichever of them is being saved: the library itself
-        # would only enter the one at hand. The files lie beside each checkpoint, hence no repository prefix.
+        # Every save must name the classes for trust_remote_code, whichever of them is being saved: the
+        # library itself would only enter the one at hand. The files lie beside each checkpoint, hence no
+        # repository prefix.
         kwargs["auto_map"] = {
             **(kwargs.get("auto_map") or {}),
             "AutoConfig": "configuration_clsi.ClsiConfig",
@@ -129,19 +135,19 @@ class ClsiConfig(PreTrainedConfig):
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
-        # `from_pretrained(..., tie_word_embeddings=False)` sets the attribute after construction. (During it, the
-        # decoder may still be the caller's own object.)
+        # `from_pretrained(..., tie_word_embeddings=False)` sets the attribute after construction. (During it,
+        # the decoder may still be the caller's own object.)
         if name == "tie_word_embeddings" and self.__dict__.get("_post_init_done"):
             self.text_config.tie_word_embeddings = value
 
     def to_dict(self) -> dict[str, Any]:
-        """The config as a dict; the number type stands once, outside (the decoder's copy appears only on loading)."""
+        """The config as a dict; the number type stands once, outside (the decoder gets it on loading)."""
         output = super().to_dict()
         output["text_config"].pop("dtype", None)
         return output
 
     def validate(self) -> None:
-        """Check the whole config, the decoder's part included; called on construction, on save and by the models.
+        """Check the whole config, the decoder's too; called on construction, on save and by the models.
 
         Raises:
             ValueError: a value outside its range, or a decoder that contradicts the vocabulary of units.
@@ -151,8 +157,8 @@ class ClsiConfig(PreTrainedConfig):
         self._check_vocabulary(self.text_config.vocab_size)
         if self.text_config.is_encoder_decoder:
             raise ValueError(
-                f"text_config of type {self.text_config.model_type!r} is an encoder-decoder; give a decoder-only "
-                "(causal-LM) type such as 'llama' or 'qwen2'."
+                f"text_config of type {self.text_config.model_type!r} is an encoder-decoder; give a "
+                "decoder-only (causal-LM) type such as 'llama' or 'qwen2'."
             )
 
     def _check_fields(self) -> None:
@@ -172,16 +178,16 @@ class ClsiConfig(PreTrainedConfig):
         samples = self.sampling_rate / self.frame_rate
         if abs(samples - round(samples)) > 1e-6 or round(samples) < 1:
             raise ValueError(
-                f"sampling_rate={self.sampling_rate} Hz at frame_rate={self.frame_rate} Hz makes {samples:g} samples "
-                "a unit; it must be a whole number. Take both from the audio tokenizer's config."
+                f"sampling_rate={self.sampling_rate} Hz at frame_rate={self.frame_rate} Hz makes {samples:g} "
+                "samples a unit; it must be a whole number. Take both from the audio tokenizer's config."
             )
 
     def _check_vocabulary(self, vocab_size: int | None) -> None:
         if vocab_size is not None and vocab_size != self.vocab_size:
             raise ValueError(
-                f"text_config has vocab_size={vocab_size}, but {self.num_units} units + {self.num_merges} merges + "
-                f"{NUM_SPECIAL_TOKENS} special tokens make {self.vocab_size}. Give text_config as a dict without "
-                f"vocab_size, or with vocab_size={self.vocab_size}."
+                f"text_config has vocab_size={vocab_size}, but {self.num_units} units + {self.num_merges} "
+                f"merges + {NUM_SPECIAL_TOKENS} special tokens make {self.vocab_size}. Give text_config as a "
+                f"dict without vocab_size, or with vocab_size={self.vocab_size}."
             )
 
     @property

@@ -18,9 +18,9 @@ class ClsiFeatureExtractor(SequenceFeatureExtractor):
     r"""
     Prepares waveforms for an audio tokenizer (Mimi, or the embedded `ClsiUnitsModel`).
 
-    Each waveform is mixed down to mono, resampled to `sampling_rate`, and zero-padded at its end to a multiple of
-    `hop_length = sampling_rate / frame_rate` samples. Since every clip is a whole number of frames before the batch is
-    padded to its longest one, a clip gets the same units in a batch as alone.
+    Each waveform is mixed down to mono, resampled to `sampling_rate`, and zero-padded at its end to a
+    multiple of `hop_length = sampling_rate / frame_rate` samples. Since every clip is a whole number of
+    frames before the batch is padded to its longest one, a clip gets the same units in a batch as alone.
 
     Args:
         sampling_rate (`int`, *optional*, defaults to 24000): Hz that the audio tokenizer expects.
@@ -59,8 +59,8 @@ class ClsiFeatureExtractor(SequenceFeatureExtractor):
         samples = sampling_rate / frame_rate
         if abs(samples - round(samples)) > 1e-6 or round(samples) < 1:
             raise ValueError(
-                f"sampling_rate={sampling_rate} Hz at frame_rate={frame_rate} Hz makes {samples:g} samples a frame; "
-                "it must be a whole number. Take both from the audio tokenizer's config."
+                f"sampling_rate={sampling_rate} Hz at frame_rate={frame_rate} Hz makes {samples:g} samples a "
+                "frame; it must be a whole number. Take both from the audio tokenizer's config."
             )
         self.frame_rate = frame_rate
 
@@ -78,20 +78,21 @@ class ClsiFeatureExtractor(SequenceFeatureExtractor):
         """Prepare one waveform or a list of them.
 
         Args:
-            audio: a waveform, or a list of waveforms. A waveform is an array or tensor [n] (mono) or [channels, n]
-                (mixed down by the mean), or a list of floats, or what datasets' Audio column yields: a mapping with
-                "array" and "sampling_rate". Floats lie in -1..1; integer PCM (uint8, int16, int32) is scaled to that.
+            audio: a waveform, or a list of waveforms. A waveform is an array or tensor [n] (mono) or
+                [channels, n] (mixed down by the mean), or a list of floats, or what datasets' Audio column
+                yields: a mapping with "array" and "sampling_rate". Floats lie in -1..1; integer PCM (uint8,
+                int16, int32) is scaled to that.
             sampling_rate: Hz of `audio`; if it differs from the extractor's, `audio` is resampled (needs
                 torchaudio). A missing rate is taken to be right, with a warning.
             return_tensors: "np" or None for numpy arrays, "pt" for torch tensors.
 
         Returns:
-            `input_values` [B, 1, T] float32, T a multiple of `hop_length`; `padding_mask` [B, T] int64, 1 on the
-            samples of the (resampled) clip and 0 on all that was added.
+            `input_values` [B, 1, T] float32, T a multiple of `hop_length`; `padding_mask` [B, T] int64, 1 on
+            the samples of the (resampled) clip and 0 on all that was added.
 
         Raises:
-            ValueError: no waveform, an empty one, one that is not finite, has more than two axes or unsupported
-                numbers; the message gives its place in the list.
+            ValueError: no waveform, an empty one, one that is not finite, has more than two axes or
+                unsupported numbers; the message gives its place in the list.
         """
         waveforms = [self._prepare(clip, sampling_rate, place) for place, clip in enumerate(_as_list(audio))]
         hop = self.hop_length
@@ -111,8 +112,8 @@ class ClsiFeatureExtractor(SequenceFeatureExtractor):
             own_rate = clip.get("sampling_rate")
             if own_rate is not None and sampling_rate is not None and own_rate != sampling_rate:
                 raise ValueError(
-                    f"Waveform {place} says {own_rate} Hz, but sampling_rate={sampling_rate} was passed. Leave the "
-                    "argument out for audio that carries its own rate."
+                    f"Waveform {place} says {own_rate} Hz, but sampling_rate={sampling_rate} was passed. "
+                    "Leave the argument out for audio that carries its own rate."
                 )
             clip, sampling_rate = clip["array"], own_rate or sampling_rate
         if isinstance(clip, torch.Tensor):
@@ -130,8 +131,8 @@ class ClsiFeatureExtractor(SequenceFeatureExtractor):
         if samples.ndim == 2:
             if samples.shape[0] > samples.shape[1] > 0:
                 raise ValueError(
-                    f"Waveform {place} has shape {samples.shape}; expected [channels, samples]. If it is [samples, "
-                    "channels], as soundfile reads it, pass its transpose."
+                    f"Waveform {place} has shape {samples.shape}; expected [channels, samples]. If it is "
+                    "[samples, channels], as soundfile reads it, pass its transpose."
                 )
             samples = samples.mean(axis=0)
         elif samples.ndim != 1:
@@ -145,8 +146,8 @@ class ClsiFeatureExtractor(SequenceFeatureExtractor):
             raise ValueError(f"Waveform {place} holds NaN or infinite samples. Check how it was read.")
         if sampling_rate is None:
             logger.warning(
-                f"No sampling_rate was passed: waveform {place} is taken to be at {self.sampling_rate} Hz. A wrong rate "
-                "gives wrong units without an error, so pass it."
+                f"No sampling_rate was passed: waveform {place} is taken to be at {self.sampling_rate} Hz. A "
+                "wrong rate gives wrong units without an error, so pass it."
             )
         elif sampling_rate != self.sampling_rate:
             samples = _resample(samples, sampling_rate, self.sampling_rate)

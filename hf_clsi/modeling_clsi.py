@@ -1,4 +1,4 @@
-"""Token ids of units become hidden states, logits and a loss, through a decoder of the transformers library."""
+"""Token ids of units become hidden states, logits and a loss, through a decoder of transformers."""
 
 from typing import ClassVar
 
@@ -11,8 +11,8 @@ from transformers.utils import can_return_tuple
 
 from .configuration_clsi import ClsiConfig
 
-# Decoders whose packed documents were shown to equal the separate ones (tests/test_modeling_clsi.py). Not every type can
-# be trusted: OPT and Falcon make a mask of their own and let documents leak.
+# Decoders whose packed documents were shown to equal the separate ones (tests/test_modeling_clsi.py). Not
+# every type can be trusted: OPT and Falcon make a mask of their own and let documents leak.
 ISOLATING_DECODERS = frozenset(
     (
         "gemma2",
@@ -35,7 +35,7 @@ ISOLATING_DECODERS = frozenset(
 
 
 class ClsiPreTrainedModel(PreTrainedModel):
-    """What ClsiModel and ClsiForCausalLM share: the config, and what the library may do with the decoder inside.
+    """What ClsiModel and ClsiForCausalLM share: the config, and what the library may do with the decoder.
 
     `_no_split_modules`, tensor-parallel plans and the like are collected from the decoder by `post_init`.
     """
@@ -60,15 +60,16 @@ class ClsiModel(ClsiPreTrainedModel):
     """The decoder without a head: token ids [B, T] -> hidden states [B, T, H].
 
     **Packed documents.** When several documents share a row, `position_ids` restart at each of them, and no
-    `attention_mask` is given, attention stays inside each document, on every attention backend (sdpa and eager need
-    no special kernel). The library builds that mask only where there is no key-value cache, but makes a cache by
-    default, in train mode too, and then lets documents leak into each other without a word. Hence these rules:
+    `attention_mask` is given, attention stays inside each document, on every attention backend (sdpa and
+    eager need no special kernel). The library builds that mask only where there is no key-value cache, but
+    makes a cache by default, in train mode too, and then lets documents leak into each other without a word.
+    Hence these rules:
 
-    - `position_ids` without `attention_mask` and without `past_key_values`: no cache is made unless `use_cache=True`
-      is passed. (`generate` passes a cache or a mask, so it is not concerned.)
-    - positions that restart *together with* a cache or a 2D `attention_mask` (positions of padding do not count)
-      raise ValueError, since documents would not be isolated. A 4D mask is the caller's own affair, and is used as it
-      is.
+    - `position_ids` without `attention_mask` and without `past_key_values`: no cache is made unless
+      `use_cache=True` is passed. (`generate` passes a cache or a mask, so it is not concerned.)
+    - positions that restart *together with* a cache or a 2D `attention_mask` (positions of padding do not
+      count) raise ValueError, since documents would not be isolated. A 4D mask is the caller's own affair,
+      and is used as it is.
     - positions that restart in a decoder that is not in `ISOLATING_DECODERS` raise ValueError likewise.
     """
 
@@ -89,8 +90,8 @@ class ClsiModel(ClsiPreTrainedModel):
     def _must_check_restarts(self, attention_mask, position_ids, past_key_values, use_cache) -> bool:
         """Whether restarting positions would leak here, if there are any.
 
-        To find out reads a number back from the device, so it is left out of single decoding steps, of compiled
-        graphs and of the ordinary packed forward (positions alone), which the library isolates.
+        To find out reads a number back from the device, so it is left out of single decoding steps, of
+        compiled graphs and of the ordinary packed forward (positions alone), which the library isolates.
         """
         if position_ids is None or position_ids.ndim != 2 or position_ids.shape[1] == 1:
             return False
@@ -116,8 +117,10 @@ class ClsiModel(ClsiPreTrainedModel):
 
         Args:
             input_ids: token ids [B, T].
-            attention_mask: 1 for tokens, 0 for padding [B, P + T]; or a ready 4D mask. Leave it out for packed rows.
-            position_ids: position of each token in its document [B, T]; restarts mark documents (see the class).
+            attention_mask: 1 for tokens, 0 for padding [B, P + T]; or a ready 4D mask. Leave it out for
+                packed rows.
+            position_ids: position of each token in its document [B, T]; restarts mark documents (see the
+                class).
             past_key_values: cache of the P tokens before these.
             inputs_embeds: embeddings [B, T, H] instead of `input_ids`.
             use_cache: whether to return a cache; None follows the rule above, else the decoder's config.
@@ -152,8 +155,9 @@ class ClsiModel(ClsiPreTrainedModel):
 class ClsiForCausalLM(ClsiPreTrainedModel, GenerationMixin):
     """The speech language model: token ids [B, T] -> logits [B, T, V] of the next token, and a loss.
 
-    Packed documents are isolated as in [`ClsiModel`]; when `labels` are given without `past_key_values`, no cache is
-    made at all, whatever the decoder's config says (the plain Trainer switches off only the outer config's flag).
+    Packed documents are isolated as in [`ClsiModel`]; when `labels` are given without `past_key_values`, no
+    cache is made at all, whatever the decoder's config says (the plain Trainer switches off only the outer
+    config's flag).
 
     Example:
 
@@ -210,11 +214,12 @@ class ClsiForCausalLM(ClsiPreTrainedModel, GenerationMixin):
             input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache: as in
                 [`ClsiModel.forward`].
             labels: ids to predict [B, T], -100 where there is nothing to predict; they are shifted inside, so
-                position t is scored against `labels[:, t + 1]`. In packed rows each document's first label should be
-                -100, since nothing in its own document predicts it.
-            logits_to_keep: compute logits only of the last n positions (0: all), or of the positions in a 1D tensor.
-            **kwargs: `num_items_in_batch` divides the summed loss (gradient accumulation); the rest goes to the
-                decoder (`output_hidden_states`, ...).
+                position t is scored against `labels[:, t + 1]`. In packed rows each document's first label
+                should be -100, since nothing in its own document predicts it.
+            logits_to_keep: compute logits only of the last n positions (0: all), or of the positions in a 1D
+                tensor.
+            **kwargs: `num_items_in_batch` divides the summed loss (gradient accumulation); the rest goes to
+                the decoder (`output_hidden_states`, ...).
 
         Returns:
             `logits` [B, T, V]; `loss`, a scalar: mean over the predicted tokens, or their sum divided by
@@ -247,7 +252,7 @@ class ClsiForCausalLM(ClsiPreTrainedModel, GenerationMixin):
 
 
 def _refuse_restarts(attention_mask: torch.Tensor | None, position_ids: torch.Tensor, decoder: str) -> None:
-    """Raise ValueError if `position_ids` [B, T] restart (between tokens that the 2D `attention_mask` lets through)."""
+    """Raise ValueError if `position_ids` [B, T] restart between tokens that the 2D `attention_mask` shows."""
     restarts = position_ids.diff(dim=1) != 1
     if attention_mask is not None:
         real = attention_mask[:, -position_ids.shape[1] :].bool()
@@ -256,14 +261,14 @@ def _refuse_restarts(attention_mask: torch.Tensor | None, position_ids: torch.Te
         return
     if decoder not in ISOLATING_DECODERS:
         raise ValueError(
-            f"position_ids restart within a row (packed documents), but decoders of type {decoder!r} are not known to "
-            f"keep documents apart. Use one of {', '.join(sorted(ISOLATING_DECODERS))}, pass a 4D attention_mask, or "
-            "give one document a row."
+            f"position_ids restart within a row (packed documents), but decoders of type {decoder!r} are not "
+            f"known to keep documents apart. Use one of {', '.join(sorted(ISOLATING_DECODERS))}, pass a 4D "
+            "attention_mask, or give one document a row."
         )
     raise ValueError(
-        "position_ids restart within a row (packed documents) together with a key-value cache or a 2D attention_mask: "
-        "the documents would attend to each other. Pass position_ids alone (no attention_mask, no past_key_values, "
-        "use_cache left out or False), or a 4D attention_mask."
+        "position_ids restart within a row (packed documents) together with a key-value cache or a 2D "
+        "attention_mask: the documents would attend to each other. Pass position_ids alone (no "
+        "attention_mask, no past_key_values, use_cache left out or False), or a 4D attention_mask."
     )
 
 

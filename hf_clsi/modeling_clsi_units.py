@@ -1,6 +1,7 @@
 """Waveforms become units (cepstra, nearest centroid), and units a waveform (centroid spectra, Griffin-Lim).
 
-Encoding costs about one FFT per `inner_hop_length` samples and one product with the codebook per frame.
+Encoding costs about one FFT per `inner_hop_length` samples and one product with the codebook per frame; with
+a duration penalty, also a step of dynamic programming per frame, for all clips and units of a batch at once.
 
 Letters: B clips, T samples, F frames (units), S inner steps (S = F * features_per_frame), M mel filters,
 D feature dimensions, K units.
@@ -54,8 +55,9 @@ class ClsiUnitsModel(PreTrainedAudioTokenizerBase):
 
     A frame of `hop_length` samples is described by MFCCs (Davis and Mermelstein 1980) and their differences;
     its unit is the nearest of K centroids, like the spectral baseline of textless language modeling (Lakhotia
-    et al. 2021, "On Generative Spoken Language Modeling from Raw Audio"). `hf_clsi.units.kmeans.fit_units`
-    fits the centroids; a model made from a config alone has random ones.
+    et al. 2021, "On Generative Spoken Language Modeling from Raw Audio"), or, with `duration_penalty` above
+    0, the one on the best path through the whole clip (Kamper and van Niekerk 2021).
+    `hf_clsi.units.kmeans.fit_units` fits the centroids; a model made from a config alone has random ones.
 
     Every feature of a clip depends only on the clip itself, zero-padded to whole frames, so that a clip gives
     the same units alone and in a batch. Clips are padded on the right, with a `padding_mask`.
@@ -80,6 +82,7 @@ class ClsiUnitsModel(PreTrainedAudioTokenizerBase):
         "feature_std",
         "centroid_mels",
         "mean_run_length",
+        "quantization_error",
     ]
 
     def __init__(self, config: ClsiUnitsConfig):
@@ -90,6 +93,8 @@ class ClsiUnitsModel(PreTrainedAudioTokenizerBase):
         self.register_buffer("feature_std", torch.ones(size))  # [D]
         self.register_buffer("centroid_mels", torch.zeros(units, config.num_mel_bins))  # [K, M], log of power
         self.register_buffer("mean_run_length", torch.ones(units))  # [K], frames a unit lasts
+        # Mean squared distance of training frames from their nearest centroids, the unit of duration_penalty.
+        self.register_buffer("quantization_error", torch.ones(()))
         # Window, filters and cosines follow from the config; made on first use, on the device in use.
         self._analysis: dict[torch.device, tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = {}
         self.post_init()
@@ -102,6 +107,7 @@ class ClsiUnitsModel(PreTrainedAudioTokenizerBase):
             init.ones_(self.feature_std)
             init.zeros_(self.centroid_mels)
             init.ones_(self.mean_run_length)
+            init.ones_(self.quantization_error)
 
     # The base class asks the parameters, and this model has buffers only.
     @property
@@ -206,6 +212,20 @@ class ClsiUnitsModel(PreTrainedAudioTokenizerBase):
         flat = features.reshape(-1, features.shape[-1])
         return nearest(flat, self.centroids).reshape(features.shape[:-1])
 
+    def features_to_units(
+        self, features: torch.Tensor, frame_mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Normalized features [B, F, D] of whole clips -> units [B, F] int64, as `encode` gives them.
+
+        Nearest centroids, or with `duration_penalty` above 0 the units u of each clip that minimize
+        sum_t |x_t - c_(u_t)|^2 / quantization_error + duration_penalty * (changes of unit). Frames where
+        frame_mask (bool [B, F], its zeros on the right) is false do not count, and their units mean nothing.
+        """
+        penalty = self.config.duration_penalty * self.quantization_error.item()
+        if penalty > 0:
+            return steadiest(features, self.centroids, penalty, frame_mask)
+        return self.quantize(features)
+
     @can_return_tuple
     def encode(
         self,
@@ -225,7 +245,8 @@ class ClsiUnitsModel(PreTrainedAudioTokenizerBase):
             raise ValueError(
                 f"ClsiUnitsModel has 1 codebook, but num_quantizers={num_quantizers} was asked for."
             )
-        units = self.quantize(self.extract_features(input_values, padding_mask))
+        features, _, frame_mask = self.spectral_features(input_values, padding_mask)
+        units = self.features_to_units(self.normalize(features, frame_mask), frame_mask)
         return ClsiUnitsEncoderOutput(audio_codes=units[:, None])
 
     @can_return_tuple
@@ -237,7 +258,9 @@ class ClsiUnitsModel(PreTrainedAudioTokenizerBase):
 
         Each unit stands for its mean log-mel spectrum, interpolated between the frame centers; mel powers
         become linear magnitudes by the pseudo-inverse of the filters, and Griffin and Lim (1984) find phases,
-        starting from zero. Pitch is lost: units keep the envelope only, so the voice is robotic.
+        starting from zero. Pitch is lost: units keep the envelope only, so the voice is robotic. The level is
+        that of the training speech, except that a clip which would go beyond -1..1 (where audio files end)
+        is scaled down until it does not.
 
         Args:
             padding_mask: [B, T] or [B, 1, T]; its T cuts the result to T samples, as MimiModel does.
@@ -280,6 +303,7 @@ class ClsiUnitsModel(PreTrainedAudioTokenizerBase):
             rand_init=False,
         )
         waveforms = waveforms[:, margin * step : margin * step + samples]
+        waveforms = waveforms / waveforms.abs().amax(-1, keepdim=True).clamp(min=1)
         if padding_mask is not None:
             waveforms = waveforms[:, : padding_mask.shape[-1]]
         return ClsiUnitsDecoderOutput(audio_values=waveforms[:, None])
@@ -310,9 +334,12 @@ class ClsiUnitsModel(PreTrainedAudioTokenizerBase):
     # -- saving and loading ----------------------------------------------------------------------------------
 
     def codebook_digest(self) -> str:
-        """SHA-256 (hex) of what decides a unit: centroids, feature_mean, feature_std as float32 bytes."""
+        """SHA-256 (hex) of what decides a unit besides the config.
+
+        That is centroids, feature_mean, feature_std and quantization_error, as little-endian float32.
+        """
         digest = hashlib.sha256()
-        for buffer in (self.centroids, self.feature_mean, self.feature_std):
+        for buffer in (self.centroids, self.feature_mean, self.feature_std, self.quantization_error):
             digest.update(buffer.to("cpu", torch.float32).numpy().astype("<f4").tobytes())
         return digest.hexdigest()
 
@@ -429,6 +456,65 @@ def nearest(points: torch.Tensor, centers: torch.Tensor) -> torch.Tensor:
         [torch.addmm(offset, part, centers.T, beta=-1).argmax(1) for part in points.split(block)]
         or [torch.zeros(0, dtype=torch.long, device=points.device)]
     )
+
+
+@torch.no_grad()
+def steadiest(
+    points: torch.Tensor, centers: torch.Tensor, penalty: float, mask: torch.Tensor | None = None
+) -> torch.Tensor:
+    """The path through the centers that is near the points and seldom changes, exactly.
+
+    Minimizes sum_t |x_t - c_(u_t)|^2 + penalty * (changes of u). Kamper and van Niekerk (2021) reward a
+    segment of n frames with n - 1, which is the same up to a constant. Of equally good paths: the last unit
+    is the lowest; going back in time, a unit goes on rather than begins; where it begins, the one before is
+    the lowest.
+
+    A change comes from whatever unit is best at the frame before, wherever it leads. So the best unit of
+    every frame and the start of its run are all there is to remember: 2 * F numbers a clip, not F * K.
+
+    Args:
+        points: [B, F, D].
+        centers: [K, D].
+        penalty: above 0, a squared distance.
+        mask: bool [B, F], true on the frames that count, which come first; None: all count.
+
+    Returns:
+        [B, F] int64; a clip's last unit goes on where mask is false.
+
+    >>> points = torch.tensor([[[0.0], [0.6], [0.0], [1.0], [1.0], [1.0]]])
+    >>> steadiest(points, torch.tensor([[0.0], [1.0]]), penalty=0.5).tolist()
+    [[0, 0, 0, 1, 1, 1]]
+    """
+    batch, frames, size = points.shape
+    offset = centers.square().sum(1)
+    cost = points.new_zeros(batch, len(centers))  # of the best path to each unit, above the best of all
+    since = torch.zeros(batch, len(centers), dtype=torch.long, device=points.device)  # start of its last run
+    least = points.new_empty(batch, 1)
+    begins = torch.empty_like(cost, dtype=torch.bool)
+    best, start = torch.empty(2, frames, batch, 1, dtype=torch.long, device=points.device)
+    block = max(1, SCORES_PER_BLOCK // (batch * len(centers)))
+    for first in range(0, frames, block):
+        part = points[:, first : first + block].transpose(0, 1)
+        # |x|^2 is left out: it is the same for all units.
+        scores = torch.addmm(offset, part.reshape(-1, size), centers.T, alpha=-2).unflatten(0, (-1, batch))
+        if mask is not None:  # frames without a cost leave the best unit the best: its run goes on to the end
+            scores = scores.masked_fill(~mask[:, first : first + block].T[..., None], 0.0)
+        for frame, score in enumerate(scores, first):
+            # No unit is further behind the best than a change from there.
+            torch.gt(cost, penalty, out=begins)
+            since.masked_fill_(begins, frame)
+            cost.clamp_(max=penalty).add_(score)
+            torch.min(cost, 1, keepdim=True, out=(least, best[frame]))
+            torch.gather(since, 1, best[frame], out=start[frame])
+            cost.sub_(least)  # sums over hours would lose precision
+    units = torch.empty(batch, frames, dtype=torch.long)
+    for row, bests, starts in zip(units, best[..., 0].T.tolist(), start[..., 0].T.tolist(), strict=True):
+        stop = frames
+        while stop > 0:
+            begin = starts[stop - 1]
+            row[begin:stop] = bests[stop - 1]
+            stop = begin
+    return units.to(points.device)
 
 
 __all__ = ["ClsiUnitsDecoderOutput", "ClsiUnitsEncoderOutput", "ClsiUnitsModel", "ClsiUnitsOutput"]

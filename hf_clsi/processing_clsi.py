@@ -10,8 +10,9 @@ from huggingface_hub import snapshot_download
 from tokenizers import Tokenizer, decoders, models
 from transformers import AutoModel, BatchFeature, PreTrainedTokenizerFast, ProcessorMixin
 
-# Units are written as single characters of the Supplementary Private Use Area-A (U+F0000..U+FFFFF): 65,536 code
-# points, as many as uint16 has values, that no normalizer, case folding or combining rule will ever touch.
+# Units are written as single characters of the Supplementary Private Use Area-A (U+F0000..U+FFFFF): 65,536
+# code points, as many as uint16 has values, that no normalizer, case folding or combining rule will ever
+# touch.
 FIRST_UNIT_CHARACTER = 0xF0000
 MAX_UNITS = 65_536
 AUDIO_TOKENIZER_KEY = "audio_tokenizer_id"  # in processor_config.json
@@ -25,13 +26,13 @@ def build_unit_tokenizer(num_units: int, merges: Iterable[tuple[int, int]] = ())
 
     Args:
         num_units: size K of the audio tokenizer's codebook, 1..65,536. Unit i is token id i.
-        merges: pairs of token ids in the order in which they were learned. The pair (a, b) joins the strings of a
-            and b; a string not seen before gets the next id, num_units, num_units + 1, ... (so two pairs that
-            spell the same units share one id, and the tokenizer may hold fewer new tokens than pairs).
+        merges: pairs of token ids in the order in which they were learned. The pair (a, b) joins the strings
+            of a and b; a string not seen before gets the next id, num_units, num_units + 1, ... (so two pairs
+            that spell the same units share one id, and the tokenizer may hold fewer new tokens than pairs).
 
     Returns:
-        A fast tokenizer of `len(tokenizer) == num_units + num_new_tokens + 3`; bos, eos and pad are the last three
-        ids in this order, and padding goes to the left. It adds no special token by itself.
+        A fast tokenizer of `len(tokenizer) == num_units + num_new_tokens + 3`; bos, eos and pad are the last
+        three ids in this order, and padding goes to the left. It adds no special token by itself.
 
     Raises:
         ValueError: num_units out of range, or a merge that names an id that does not exist yet.
@@ -50,8 +51,8 @@ def build_unit_tokenizer(num_units: int, merges: Iterable[tuple[int, int]] = ())
     for position, (left, right) in enumerate(merges):
         if not (0 <= left < len(tokens) and 0 <= right < len(tokens)):
             raise ValueError(
-                f"Merge {position} joins ids {left} and {right}, but only ids 0..{len(tokens) - 1} exist before it. "
-                "Give the merges in the order in which they were learned."
+                f"Merge {position} joins ids {left} and {right}, but only ids 0..{len(tokens) - 1} exist "
+                "before it. Give the merges in the order in which they were learned."
             )
         pairs.append((tokens[left], tokens[right]))
         merged = tokens[left] + tokens[right]
@@ -74,28 +75,31 @@ class ClsiProcessor(ProcessorMixin):
     r"""
     Speech in, token ids out, and back: a feature extractor, a tokenizer of units, and an audio tokenizer.
 
-    waveform -> (feature extractor) samples -> (audio tokenizer, first codebook) units -> collapsed runs, where the
-    model wants them -> (tokenizer) merges -> token ids with BOS, padded on the left. `decode` is the way back.
+    waveform -> (feature extractor) samples -> (audio tokenizer, first codebook) units -> collapsed runs,
+    where the model wants them -> (tokenizer) merges -> token ids with BOS, padded on the left. `decode` is
+    the way back.
 
     Args:
         feature_extractor (`ClsiFeatureExtractor`): prepares waveforms.
         tokenizer (`PreTrainedTokenizerFast`): units, merges and bos, eos, pad, as [`build_unit_tokenizer`] or
             `hf_clsi.units.merges.UnitMerges.to_fast_tokenizer` make it.
-        audio_tokenizer (*optional*): any model with Mimi's `encode` and `decode` (`MimiModel`, `ClsiUnitsModel`). It
-            stays on the device where it is. Without one, units go in and out.
-        deduplicate (`bool`, *optional*, defaults to `False`): collapse runs of equal units (as `ClsiConfig` says).
+        audio_tokenizer (*optional*): any model with Mimi's `encode` and `decode` (`MimiModel`,
+            `ClsiUnitsModel`). It stays on the device where it is. Without one, units go in and out.
+        deduplicate (`bool`, *optional*, defaults to `False`): collapse runs of equal units (as `ClsiConfig`
+            says).
 
     Raises:
-        ValueError: the tokenizer is not one of units, or the audio tokenizer disagrees with the tokenizer (codebook
-            size) or with the feature extractor (sampling rate, frame rate).
+        ValueError: the tokenizer is not one of units, or the audio tokenizer disagrees with the tokenizer
+            (codebook size) or with the feature extractor (sampling rate, frame rate).
 
-    A checkpoint records its audio tokenizer under `audio_tokenizer_id` in processor_config.json: a Hub id, or a path
-    that starts with "./" and is relative to the checkpoint; never an absolute path. (The library's own
+    A checkpoint records its audio tokenizer under `audio_tokenizer_id` in processor_config.json: a Hub id, or
+    a path that starts with "./" and is relative to the checkpoint; never an absolute path. (The library's own
     `audio_tokenizer` entry accepts three classes only, writes absolute paths, and loads nothing else.)
 
     Example:
 
-    >>> processor = ClsiProcessor(ClsiFeatureExtractor(), build_unit_tokenizer(100, [(7, 8)]), deduplicate=True)
+    >>> tokenizer = build_unit_tokenizer(100, [(7, 8)])
+    >>> processor = ClsiProcessor(ClsiFeatureExtractor(), tokenizer, deduplicate=True)
     >>> processor(units=[[5, 5, 7, 8], [9]])["input_ids"]
     tensor([[101,   5, 100],
             [103, 101,   9]])
@@ -142,7 +146,8 @@ class ClsiProcessor(ProcessorMixin):
 
         Args:
             audio: a waveform or a list of waveforms, as [`ClsiFeatureExtractor`] takes them.
-            units: instead of `audio`, the raw units of one clip [n] or of several (a list, or an array [B, n]).
+            units: instead of `audio`, the raw units of one clip [n] or of several (a list, or an array
+                [B, n]).
             sampling_rate: Hz of `audio`; resampled where it differs from the audio tokenizer's.
             add_bos: begin each row with BOS, as the documents of the training did.
             return_tensors: "pt" for torch tensors, "np" for numpy arrays, None for lists.
@@ -151,7 +156,8 @@ class ClsiProcessor(ProcessorMixin):
             `input_ids` [B, T] and `attention_mask` [B, T] int64, padded on the left. One clip gives B = 1.
 
         Raises:
-            ValueError: neither or both of `audio` and `units`, a unit outside 0..num_units - 1, no unit at all.
+            ValueError: neither or both of `audio` and `units`, a unit outside 0..num_units - 1, no unit at
+                all.
             RuntimeError: audio, but no audio tokenizer.
         """
         if kwargs:
@@ -195,19 +201,22 @@ class ClsiProcessor(ProcessorMixin):
                 batch["input_values"].to(model.dtype), padding_mask=batch["padding_mask"], **first_only
             ).audio_codes[:, 0]
         frames = -(-batch["padding_mask"].sum(dim=1) // self.feature_extractor.hop_length)
-        return [row[:length].cpu().numpy().astype(np.uint16) for row, length in zip(codes, frames.tolist())]
+        return [
+            row[:length].cpu().numpy().astype(np.uint16)
+            for row, length in zip(codes, frames.tolist(), strict=True)
+        ]
 
     def encode_units(self, units) -> np.ndarray:
-        """Raw units of one clip [n] -> token ids [m] int64: runs collapsed (if `deduplicate`), merges applied.
+        """Raw units of a clip [n] -> token ids [m] int64: runs collapsed (if `deduplicate`), merges applied.
 
         Raises:
             ValueError: a unit outside 0..num_units - 1, or not one-dimensional.
         """
         units = _as_integers(units)
-        if units.size and not (0 <= units.min() and units.max() < self.num_units):
+        if units.size and not (units.min() >= 0 and units.max() < self.num_units):
             raise ValueError(
-                f"Units must lie in 0..{self.num_units - 1}, got {units.min()}..{units.max()}: they come from another "
-                "audio tokenizer than the model's."
+                f"Units must lie in 0..{self.num_units - 1}, got {units.min()}..{units.max()}: they come "
+                "from another audio tokenizer than the model's."
             )
         if self.deduplicate:
             units = units[np.diff(units, prepend=-1) != 0]
@@ -217,7 +226,7 @@ class ClsiProcessor(ProcessorMixin):
         return np.asarray(self.tokenizer(text, add_special_tokens=False)["input_ids"], dtype=np.int64)
 
     def decode_units(self, token_ids) -> "np.ndarray | list[np.ndarray]":
-        """Token ids -> units uint16: specials dropped, merges undone. One sequence [m] -> [n], a batch -> a list.
+        """Token ids -> units uint16, without specials and merges. One sequence [m] -> [n], a batch -> a list.
 
         Where the model was trained on collapsed runs, the units are collapsed too.
 
@@ -227,20 +236,20 @@ class ClsiProcessor(ProcessorMixin):
         if _is_batch(token_ids):
             return [self.decode_units(row) for row in token_ids]
         tokens = _as_integers(token_ids)
-        if tokens.size and not (0 <= tokens.min() and tokens.max() < len(self._strings) + 3):
+        if tokens.size and not (tokens.min() >= 0 and tokens.max() < len(self._strings) + 3):
             raise ValueError(
-                f"Token ids must lie in 0..{len(self._strings) + 2}, got {tokens.min()}..{tokens.max()}: they come from "
-                "a model with another vocabulary."
+                f"Token ids must lie in 0..{len(self._strings) + 2}, got {tokens.min()}..{tokens.max()}: "
+                "they come from a model with another vocabulary."
             )
         text = "".join(self._strings[token] for token in tokens.tolist() if token < len(self._strings))
         return np.array([ord(character) - FIRST_UNIT_CHARACTER for character in text], dtype=np.uint16)
 
     def decode(self, token_ids) -> "np.ndarray | list[np.ndarray]":
-        """Token ids -> waveform float32 [samples] at `feature_extractor.sampling_rate`; a batch -> a list of them.
+        """Token ids -> waveform float32 [samples] at `feature_extractor.sampling_rate`; a batch -> a list.
 
-        Specials are dropped and merges undone. Where runs were collapsed, an audio tokenizer that knows how long its
-        units last (`expand_runs`, as ClsiUnitsModel has) stretches them again to their mean length; with any other,
-        each unit sounds for one frame. No unit at all gives an empty waveform.
+        Specials are dropped and merges undone. Where runs were collapsed, an audio tokenizer that knows how
+        long its units last (`expand_runs`, as ClsiUnitsModel has) stretches them again to their mean length;
+        with any other, each unit sounds for one frame. No unit at all gives an empty waveform.
 
         Raises:
             ValueError: an id outside 0..vocab_size - 1.
@@ -276,9 +285,9 @@ class ClsiProcessor(ProcessorMixin):
     def save_pretrained(self, save_directory, push_to_hub: bool = False, **kwargs) -> list[str]:
         """Write processor_config.json, the tokenizer, the code, and the audio tokenizer or a reference to it.
 
-        An audio tokenizer that came from the Hub is recorded by its id. One that lies inside `save_directory` is
-        recorded by its relative path. Any other is written into `save_directory/audio_tokenizer`, so that the
-        checkpoint is complete on every machine.
+        An audio tokenizer that came from the Hub is recorded by its id. One that lies inside `save_directory`
+        is recorded by its relative path. Any other is written into `save_directory/audio_tokenizer`, so that
+        the checkpoint is complete on every machine.
         """
         folder = Path(save_directory)
         if self.audio_tokenizer is not None:
@@ -287,8 +296,9 @@ class ClsiProcessor(ProcessorMixin):
             folder / self.audio_tokenizer_id
         ).is_dir():
             raise ValueError(
-                f"The processor refers to its audio tokenizer by {self.audio_tokenizer_id!r}, which {folder} does not "
-                "have, and was loaded without it. Load it with its audio tokenizer, or save it where it came from."
+                f"The processor refers to its audio tokenizer by {self.audio_tokenizer_id!r}, which {folder} "
+                "does not have, and was loaded without it. Load it with its audio tokenizer, or save it "
+                "where it came from."
             )
         files = super().save_pretrained(save_directory)
         if push_to_hub:  # the library's own way would leave out the audio tokenizer's folder
@@ -310,7 +320,8 @@ class ClsiProcessor(ProcessorMixin):
             pretrained_model_name_or_path: a Hub id or a folder.
             audio_tokenizer: a loaded model to use instead of the recorded one.
             load_audio_tokenizer: False leaves it out (its weights are not needed for units in, units out).
-            **kwargs: as in `ProcessorMixin.from_pretrained`; `device_map` and `dtype` go to the audio tokenizer.
+            **kwargs: as in `ProcessorMixin.from_pretrained`; `device_map` and `dtype` go to the audio
+                tokenizer.
 
         Raises:
             OSError: the recorded audio tokenizer cannot be loaded; the message says how to do without.
@@ -337,8 +348,9 @@ class ClsiProcessor(ProcessorMixin):
                 )
             except OSError as error:
                 raise OSError(
-                    f"The audio tokenizer {reference!r} of {pretrained_model_name_or_path} could not be loaded "
-                    f"({error}). Pass load_audio_tokenizer=False to work with units alone, or audio_tokenizer=<model>."
+                    f"The audio tokenizer {reference!r} of {pretrained_model_name_or_path} could not be "
+                    f"loaded ({error}). Pass load_audio_tokenizer=False to work with units alone, or "
+                    "audio_tokenizer=<model>."
                 ) from error
             processor._attach(model.eval(), reference)
         return processor
@@ -364,8 +376,8 @@ class ClsiProcessor(ProcessorMixin):
         ):
             if its is not None and its != own:
                 raise ValueError(
-                    f"The processor has {own:g} {what}, but the audio tokenizer {type(audio_tokenizer).__name__} has "
-                    f"{its:g}: they do not belong together."
+                    f"The processor has {own:g} {what}, but the audio tokenizer "
+                    f"{type(audio_tokenizer).__name__} has {its:g}: they do not belong together."
                 )
         self.audio_tokenizer = audio_tokenizer
         self.audio_tokenizer_id = reference
@@ -373,13 +385,13 @@ class ClsiProcessor(ProcessorMixin):
     def _require_audio_tokenizer(self):
         if self.audio_tokenizer is None:
             raise RuntimeError(
-                "This processor has no audio tokenizer, so it cannot turn audio into units or units into audio. Set "
-                "one with ClsiProcessor(..., audio_tokenizer=model), or pass units."
+                "This processor has no audio tokenizer, so it cannot turn audio into units or units into "
+                "audio. Set one with ClsiProcessor(..., audio_tokenizer=model), or pass units."
             )
         return self.audio_tokenizer
 
     def _save_audio_tokenizer(self, folder: Path) -> str:
-        """Write the audio tokenizer into `folder` if it must be there; return what the checkpoint should record."""
+        """Write the audio tokenizer into `folder` if it must be there; return what the checkpoint records."""
         origin = self.audio_tokenizer.name_or_path
         inside = folder.resolve() / AUDIO_TOKENIZER_FOLDER
         if origin and Path(origin).is_dir():

@@ -113,7 +113,7 @@ def test_checkpoint_carries_its_code(checkpoint):
 
 
 def run_elsewhere(tmp_path, code, **environment):
-    """Run Python code in another folder, in a process that cannot import hf_clsi; return its last line as JSON."""
+    """Run Python code elsewhere, in a process that cannot import hf_clsi; return its last line as JSON."""
     block = "import sys\nsys.modules['hf_clsi'] = None\nimport torch\ntorch.set_num_threads(1)\n"
     result = subprocess.run(
         [sys.executable, "-c", block + code],

@@ -1,4 +1,4 @@
-"""ClsiConfig: the derived vocabulary, what it writes into the decoder's config, what it refuses, round trips."""
+"""ClsiConfig: the derived vocabulary, what the decoder's config gets, what is refused, round trips."""
 
 import copy
 import json

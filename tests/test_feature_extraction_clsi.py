@@ -1,4 +1,4 @@
-"""ClsiFeatureExtractor: any waveform -> mono float32 at one rate, whole frames, a mask; and what it refuses."""
+"""ClsiFeatureExtractor: any waveform -> mono float32 at one rate, whole frames, a mask; what is refused."""
 
 import logging
 

@@ -1,4 +1,4 @@
-"""Guards of the layout in design.md: what ships is closed, imports point upstream, names say what a file holds."""
+"""Guards of the layout: what ships is closed, imports point upstream, names say what a file holds."""
 
 import ast
 from pathlib import Path
@@ -22,12 +22,12 @@ SHIPPED = {
 }
 # In flow order: a folder (or module) may import those before it and itself.
 FLOW = ("text", "speech", "units", "rows", "batches", "training", "scores", "hub", "experiment", "cli")
-# What a shipped file may need on the machine that loads it (torchaudio: ClsiUnitsModel's spectra, and resampling).
+# What a shipped file may need on the machine that loads it (torchaudio: spectra, resampling).
 PUBLIC = {"huggingface_hub", "numpy", "tokenizers", "torch", "torchaudio", "transformers"}
 
 
 def name_of(path):
-    """hf_clsi/units/merges.py -> ("hf_clsi", "units", "merges"); a package's __init__ is the package itself."""
+    """hf_clsi/units/merges.py -> ("hf_clsi", "units", "merges"); an __init__ is the package itself."""
     parts = ("hf_clsi", *path.relative_to(ROOT).with_suffix("").parts)
     return parts[:-1] if parts[-1] == "__init__" else parts
 
@@ -115,7 +115,7 @@ def test_imports_point_upstream(path):
 
 
 def test_importing_the_package_loads_no_station():
-    """`import hf_clsi` alone must stay as light as loading a checkpoint; checked in the source, not by importing."""
+    """`import hf_clsi` stays as light as loading a checkpoint; checked in the source, not by importing."""
     tree = ast.parse((ROOT / "__init__.py").read_text(encoding="utf-8"))
     executed = [node for node in tree.body if isinstance(node, ast.ImportFrom) and node.level]
     assert {node.module for node in executed} == {"auto", *SHIPPED}

@@ -1,4 +1,4 @@
-"""ClsiModel and ClsiForCausalLM: isolation of packed documents, equality with the plain decoder, saving, generation."""
+"""ClsiModel and ClsiForCausalLM: isolated packed documents, equal to the plain decoder, saved, generating."""
 
 import copy
 import logging
@@ -44,7 +44,7 @@ def build(decoder="llama", attention="sdpa", tie=True, **settings):
 
 
 def pack(documents, length=None):
-    """One row of documents: ids, labels without each document's first token, positions; padded to `length`."""
+    """One row of documents: ids, labels without each document's first token, positions; `length` long."""
     ids = [token for document in documents for token in document]
     labels = [token for document in documents for token in (-100, *document[1:])]
     positions = [position for document in documents for position in range(len(document))]
@@ -240,7 +240,7 @@ class PackedRows(torch.utils.data.Dataset):
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("decoder", ["llama", "qwen2"])
 def test_plain_trainer_reports_the_loss_of_separate_documents(decoder, attention, tmp_path):
-    """The first logged loss, at learning rate 0, is the separate documents' mean; no flag is set by the user."""
+    """The first logged loss, at learning rate 0, is the separate documents' mean; the user sets no flag."""
     model = build(decoder, attention)
     with torch.no_grad():
         expected = float(separate_loss_sum(model, DOCUMENTS)) / NUM_TARGETS

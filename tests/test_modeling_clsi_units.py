@@ -1,5 +1,6 @@
 """The embedded audio tokenizer: features, units, waveforms, and checkpoints that load anywhere."""
 
+import itertools
 import math
 import os
 import subprocess
@@ -12,9 +13,16 @@ import torchaudio
 from safetensors.torch import load_file, save_file
 
 from hf_clsi.configuration_clsi_units import ClsiUnitsConfig
-from hf_clsi.modeling_clsi_units import ClsiUnitsModel
+from hf_clsi.modeling_clsi_units import ClsiUnitsModel, nearest, steadiest
 
-BUFFERS = {"centroids", "feature_mean", "feature_std", "centroid_mels", "mean_run_length"}
+BUFFERS = {
+    "centroids",
+    "feature_mean",
+    "feature_std",
+    "centroid_mels",
+    "mean_run_length",
+    "quantization_error",
+}
 
 
 def random_model(seed=0, **settings):
@@ -50,6 +58,9 @@ def test_rates_and_sizes_follow_from_the_config():
         ({"max_frequency": 9000.0}, "got 50.0 and 9000.0"),
         ({"num_units": 65537}, "num_units must be at most 65536"),
         ({"num_units": 0}, "num_units must be positive, got 0"),
+        ({"duration_penalty": -0.5}, "duration_penalty must be a number of at least 0, got -0.5"),
+        ({"duration_penalty": math.inf}, "got inf"),
+        ({"duration_penalty": math.nan}, "got nan"),
     ],
 )
 def test_impossible_settings_are_refused(settings, message):
@@ -189,6 +200,126 @@ def test_quantize_takes_the_nearest_centroid_and_the_lower_of_two():
     assert model.quantize(features).tolist() == [[0, 1, 0], [0, 2, 0]]
 
 
+def best_path(points, centers, penalty):
+    """All K ** F paths, in the order that `steadiest` prefers: points [F][D], centers [K][D], integers."""
+    costs = [
+        [sum((a - b) ** 2 for a, b in zip(point, center, strict=True)) for center in centers]
+        for point in points
+    ]
+    prices = {
+        path: sum(frame[unit] for frame, unit in zip(costs, path, strict=True))
+        + penalty * sum(a != b for a, b in itertools.pairwise(path))
+        for path in itertools.product(range(len(centers)), repeat=len(points))
+    }
+    cheapest = min(prices.values())
+    paths = [path for path, price in prices.items() if price == cheapest]
+    ties = len(paths)
+    for frame in reversed(range(len(points))):
+        later = paths[0][frame + 1 : frame + 2]  # the same for all that are left
+        kept = [path for path in paths if path[frame : frame + 1] == later]  # none at the last frame
+        lowest = min(path[frame] for path in paths)
+        paths = kept or [path for path in paths if path[frame] == lowest]
+    return list(paths[0]), ties
+
+
+def test_the_steadiest_path_is_the_best_of_all_paths_ties_included():
+    random, changes, ties, not_nearest = np.random.default_rng(0), 0, 0, 0
+    for _ in range(120):
+        frames, units = random.integers(1, 7), random.integers(1, 5)
+        points = random.integers(0, 4, size=(frames, 2)).tolist()
+        centers = random.integers(0, 4, size=(units, 2)).tolist()  # small integers: ties, and no rounding
+        penalty = float(random.choice([0.5, 1, 2, 3, 5, 9]))
+        path = steadiest(torch.tensor([points]).float(), torch.tensor(centers).float(), penalty)[0].tolist()
+        expected, equally_good = best_path(points, centers, penalty)
+        assert path == expected
+        changes += len(set(path)) > 1
+        ties += equally_good > 1
+        not_nearest += path != nearest(torch.tensor(points).float(), torch.tensor(centers).float()).tolist()
+    assert min(changes, ties, not_nearest) >= 20
+
+
+def walk(frames, num_units, size, seed):
+    """Centers [K, D] and points [1, F, D] that stay near one of them for some ten frames."""
+    generator = torch.Generator().manual_seed(seed)
+    centers = torch.randn(num_units, size, generator=generator)
+    runs = torch.randint(num_units, (-(-frames // 10),), generator=generator)
+    points = centers[runs].repeat_interleave(10, 0)[:frames]
+    return centers, (points + torch.randn(frames, size, generator=generator))[None]
+
+
+def test_the_steadiest_path_of_a_long_clip_is_as_good_as_textbook_dynamic_programming():
+    """With every pointer kept, and sums in float64 that are never set back."""
+    centers, points = walk(3000, 12, 5, seed=0)
+    penalty = 15.0
+    distances = (points[0, :, None].double() - centers.double()).square().sum(-1).numpy()  # [F, K]
+    prices = penalty * (1 - np.eye(12))
+    total, before = distances[0], []
+    for frame in distances[1:]:
+        arrivals = total + prices  # [to, from]
+        before.append(arrivals.argmin(1))
+        total = arrivals.min(1) + frame
+    path = [int(total.argmin())]
+    for pointers in reversed(before):
+        path.append(int(pointers[path[-1]]))
+    assert steadiest(points, centers, penalty)[0].tolist() == path[::-1]
+    assert 100 < np.count_nonzero(np.diff(path)) < 600
+
+
+def test_the_steadiest_path_has_no_seams_between_blocks(monkeypatch):
+    centers, points = walk(500, 8, 3, seed=1)
+    whole = steadiest(points, centers, 6.0)
+    monkeypatch.setattr(sys.modules[ClsiUnitsModel.__module__], "SCORES_PER_BLOCK", 8 * 7)
+    assert torch.equal(steadiest(points, centers, 6.0), whole)
+
+
+def test_frames_after_the_end_of_a_clip_do_not_count():
+    centers = torch.tensor([[0.0], [1.0]])
+    # The third frame is nearer to 1 (by 0.2), which pays only if the clip goes on there.
+    points = torch.tensor([[0.0, 0.0, 0.6, 1.0, 1.0, 1.0]] * 2)[..., None]
+    mask = torch.tensor([[True] * 6, [True] * 3 + [False] * 3])
+    units = steadiest(points, centers, 0.5, mask)
+    assert units[0].tolist() == [0, 0, 1, 1, 1, 1]
+    assert units[1, :3].tolist() == steadiest(points[1:, :3], centers, 0.5)[0].tolist() == [0, 0, 0]
+
+
+def test_a_change_has_to_pay_for_itself():
+    model = random_model(num_units=2, num_mfcc=1, num_deltas=0, duration_penalty=2.0)
+    model.centroids.copy_(torch.tensor([[0.0], [1.0]]))
+    # An excursion of three frames to the other unit saves 3 and costs two changes of 2 * quantization_error.
+    features = torch.tensor([0.0, 0, 0, 0, 1, 1, 1, 0, 0, 0, 0])[None, :, None]
+    model.quantization_error.fill_(0.74)
+    assert model.features_to_units(features)[0].tolist() == [0, 0, 0, 0, 1, 1, 1, 0, 0, 0, 0]
+    model.quantization_error.fill_(0.76)
+    assert model.features_to_units(features)[0].tolist() == [0] * 11
+    assert model.quantize(features)[0].tolist() == [0, 0, 0, 0, 1, 1, 1, 0, 0, 0, 0]  # always the nearest
+
+
+@pytest.mark.parametrize(("penalty", "error"), [(0.0, 1.0), (8.0, 0.0)])
+def test_without_a_penalty_every_frame_gets_its_nearest_centroid(penalty, error):
+    model = random_model(duration_penalty=penalty)
+    model.quantization_error.fill_(error)
+    values = noise(2, 1, 30000)
+    units = model.encode(values).audio_codes[:, 0]
+    assert torch.equal(units, model.quantize(model.extract_features(values)))
+    assert (units.diff() != 0).any()
+
+
+@pytest.mark.parametrize("normalization", ["global", "utterance"])
+def test_penalized_units_do_not_depend_on_the_company(normalization):
+    model = random_model(normalization=normalization, hop_length=320, duration_penalty=4.0)
+    lengths = [700, 1280, 9001, 16000, 1]
+    batch = noise(5, 1, 16000) * torch.linspace(0.1, 3, 16000).sin().square()
+    mask = torch.arange(16000) < torch.tensor(lengths)[:, None]
+    together = model.encode(batch, mask).audio_codes
+    changes = 0
+    for row, length in enumerate(lengths):
+        alone = model.encode(batch[row : row + 1, :, :length]).audio_codes
+        assert torch.equal(together[row : row + 1, :, : alone.shape[-1]], alone)
+        changes += int((alone.diff() != 0).sum())
+    nearest_changes = (model.quantize(model.extract_features(batch)).diff() != 0).sum()
+    assert 4 < changes < nearest_changes
+
+
 @pytest.mark.parametrize(("samples", "frames"), [(1, 1), (1279, 1), (1280, 1), (1281, 2), (25600, 20)])
 def test_there_is_a_unit_for_every_started_frame(samples, frames):
     model = random_model()
@@ -271,6 +402,19 @@ def test_decoded_power_is_the_units_power():
     assert (decoded - log_mels).abs().mean() < math.log(2)
 
 
+def test_a_decoded_clip_stays_within_full_scale_and_the_others_keep_their_level():
+    model = random_model(num_units=2)
+    model.centroid_mels.fill_(-4.0)
+    model.centroid_mels[0, 10] = 9.0  # louder than a sine of full scale
+    both = model.decode(torch.tensor([[[0] * 10], [[1] * 10]])).audio_values
+    assert both[0].abs().max().item() == pytest.approx(1.0)
+    assert both[1].abs().max() < 0.5
+    model.centroid_mels[0, 10] = 10.0
+    again = model.decode(torch.tensor([[[0] * 10], [[1] * 10]])).audio_values
+    assert again[0].abs().max().item() == pytest.approx(1.0)
+    torch.testing.assert_close(again[1], both[1])
+
+
 def test_a_padding_mask_cuts_the_waveform():
     model = random_model()
     values = model.decode(torch.tensor([[[3, 3, 7]]])).audio_values
@@ -305,11 +449,12 @@ def test_deduplicated_units_get_their_mean_lengths_back():
 
 
 def fitted_like_model():
-    model = random_model(normalization="global", log_floor=1e-4, delta_rate="frame")
+    model = random_model(normalization="global", log_floor=1e-4, delta_rate="frame", duration_penalty=0.25)
     model.feature_mean.copy_(noise(39, seed=1))
     model.feature_std.copy_(noise(39, seed=2).abs() + 1)
     model.centroid_mels.copy_(noise(16, 40, seed=3))
     model.mean_run_length.copy_(noise(16, seed=4).abs() + 1)
+    model.quantization_error.fill_(12.3)
     model.config.codebook_digest = model.codebook_digest()
     return model
 
@@ -335,11 +480,11 @@ def test_a_random_codebook_has_no_digest_and_loads(tmp_path):
     assert torch.equal(ClsiUnitsModel.from_pretrained(tmp_path).centroids, model.centroids)
 
 
-@pytest.mark.parametrize("name", ["centroids", "feature_mean", "feature_std"])
+@pytest.mark.parametrize("name", ["centroids", "feature_mean", "feature_std", "quantization_error"])
 def test_another_codebook_than_the_configs_is_refused(tmp_path, name):
     fitted_like_model().save_pretrained(tmp_path)
     weights = load_file(tmp_path / "model.safetensors")
-    weights[name].view(-1)[3] += 1e-3
+    weights[name].view(-1)[-1] += 1e-3
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(RuntimeError, match=r"SHA-256 .* but its config.json expects"):
         ClsiUnitsModel.from_pretrained(tmp_path)
@@ -350,6 +495,7 @@ def test_the_codebook_is_never_rounded(tmp_path):
     model.save_pretrained(tmp_path)
     loaded = ClsiUnitsModel.from_pretrained(tmp_path, dtype=torch.bfloat16)
     assert torch.equal(loaded.centroids, model.centroids)
+    assert torch.equal(loaded.quantization_error, model.quantization_error)
 
 
 def test_a_checkpoint_loads_where_hf_clsi_is_not_installed(tmp_path):

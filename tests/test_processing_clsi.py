@@ -1,4 +1,4 @@
-"""ClsiProcessor: speech -> units -> token ids -> speech, and the audio tokenizer that a checkpoint brings back."""
+"""ClsiProcessor: speech -> units -> token ids -> speech; the audio tokenizer that comes back."""
 
 import json
 import shutil
@@ -77,7 +77,7 @@ def noise(seconds, rate, seed=0):
     return (np.cumsum(steps) * 0.002 * color + steps * 0.05 * (1 - color)).astype(np.float32)
 
 
-# -- the tokenizer of units -------------------------------------------------------------------------------------------
+# -- the tokenizer of units ----------------------------------------------------------------------------------
 
 
 def test_token_id_is_unit_id_then_merges_then_specials():
@@ -122,7 +122,7 @@ def test_a_merge_of_unknown_ids_is_refused():
         build_unit_tokenizer(5, [(0, 1), (6, 0)])
 
 
-# -- units in, units out ----------------------------------------------------------------------------------------------
+# -- units in, units out -------------------------------------------------------------------------------------
 
 
 def test_units_become_a_left_padded_batch(text_only):
@@ -198,7 +198,7 @@ def test_parts_that_do_not_belong_together_are_refused():
         ClsiProcessor(extractor, tokenizer)
 
 
-# -- through the audio tokenizer --------------------------------------------------------------------------------------
+# -- through the audio tokenizer -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", TOKENIZERS)
@@ -261,7 +261,7 @@ def test_encode_and_decode_keep_the_audio_tokenizer_free_of_gradients():
     assert all(parameter.grad is None for parameter in processor.audio_tokenizer.parameters())
 
 
-# -- checkpoints ------------------------------------------------------------------------------------------------------
+# -- checkpoints ---------------------------------------------------------------------------------------------
 
 
 def all_text(folder):

@@ -16,6 +16,7 @@ from typing import Literal
 
 import numpy as np
 
+from .languages import REFERENCE_LANGUAGE
 from .stories import Holdout, HoldoutRule, Split, StoryPlan, draw_plan, tell
 
 Task = Literal["topiccloze", "storycloze"]
@@ -72,6 +73,7 @@ def draw_items(
 
     Raises:
         ValueError: unknown task, or an odd number of items.
+        RuntimeError: the held-out content gives no more new items.
     """
     if task not in TASKS:
         raise ValueError(f"unknown cloze task '{task}'; choose one of {TASKS}.")
@@ -80,16 +82,25 @@ def draw_items(
     rng = np.random.default_rng([seed, 3, TASKS.index(task), split == "test", rule == "tuple"])
     draw_pair = _draw_topic_pair if task == "topiccloze" else _draw_story_pair
     items: list[ClozeItem] = []
-    seen: set[tuple[StoryPlan, StoryPlan]] = set()
+    seen: set[frozenset[tuple[str, ...]]] = set()  # pairs by their texts, in either order
     while len(items) < num_items:
-        for topics in _topic_pairs(rng, holdout.topics) if task == "topiccloze" else _shuffled(rng, holdout.topics):
+        for topics in (
+            _topic_pairs(rng, holdout.topics) if task == "topiccloze" else _shuffled(rng, holdout.topics)
+        ):
             if len(items) == num_items:
                 break
-            while True:
+            for _ in range(1000):
                 pair = draw_pair(rng, holdout, split, rule, topics, same_character)
-                if pair is not None and pair not in seen:
-                    break
-            seen.add(pair)
+                if pair is not None:
+                    texts = frozenset(tuple(tell(plan, REFERENCE_LANGUAGE)) for plan in pair)
+                    if texts not in seen:
+                        break
+            else:
+                raise RuntimeError(
+                    f"no new {split} item of {task} ({rule}) found for {topics} after {len(items)} items; "
+                    "ask for fewer, hold out more, or add words to text/languages."
+                )
+            seen.add(texts)
             pair_id = f"{split}-{rule}-{task}-{len(items) // 2:05d}"
             for suffix, prompt, negative in (("a", *pair), ("b", *reversed(pair))):
                 items.append(ClozeItem(f"{pair_id}{suffix}", pair_id, task, rule, prompt, negative))

@@ -15,7 +15,8 @@ all languages tell the same story, and a new language needs no change here.
 Held-out content. `Holdout` deals every (character, object) pair to exactly one of train, dev and test, and
 every (character, object, place, action) tuple of the training pairs likewise. Two rules follow:
 
-* *strict*: the story's (character, object) pair never occurs in training, not even with a friend as character;
+* *strict*: the story's (character, object) pair never occurs in training, not even with a friend as
+  character;
 * *tuple*: the pair occurs in training, but never with this place and action.
 
 Dealing is exact and balanced: every object keeps the same number of training characters.
@@ -78,6 +79,11 @@ def tell(plan: StoryPlan, language_code: str) -> list[str]:
     Raises:
         ValueError: the language is not registered (text/languages).
     """
+    return [" ".join(phrases) for phrases in tell_phrases(plan, language_code)]
+
+
+def tell_phrases(plan: StoryPlan, language_code: str) -> list[list[str]]:
+    """As `tell`, each sentence as the phrases between which a slow reader pauses."""
     language = get_language(language_code)
     words = language.topics[plan.topic]
     character, friend = language.characters[plan.character], language.characters[plan.friend]
@@ -98,8 +104,14 @@ def tell(plan: StoryPlan, language_code: str) -> list[str]:
     else:
         fields["setback"] = words.setbacks[plan.turn]
         turn, ending = language.setbacks[plan.turn_frame], language.sad_endings[plan.ending]
-    frames = (language.openings[plan.opening], language.desires[plan.desire], language.problems[0], turn, ending)
-    return [language.fill(frame, fields) for frame in frames]
+    frames = (
+        language.openings[plan.opening],
+        language.desires[plan.desire],
+        language.problems[0],
+        turn,
+        ending,
+    )
+    return [language.phrases(frame, fields) for frame in frames]
 
 
 class Holdout:
@@ -127,14 +139,16 @@ class Holdout:
         reference = LANGUAGES[REFERENCE_LANGUAGE]
         self.topics = sorted(reference.topics)
         self.characters = sorted(reference.characters)
-        if dev_characters + test_characters >= len(self.characters):
+        if dev_characters + test_characters > len(self.characters) - 2:
             raise ValueError(
-                f"dev_characters={dev_characters} and test_characters={test_characters} leave no training "
-                f"character for an object: there are {len(self.characters)}. Hold out fewer."
+                f"dev_characters={dev_characters} and test_characters={test_characters} leave an object "
+                f"fewer than two of {len(self.characters)} characters for training, one of them "
+                "the friend. Hold out fewer."
             )
         rng = np.random.default_rng([seed, 1])
         self._pairs: dict[tuple[str, int, str], Split] = {}
         self._tuples: dict[tuple[str, int, str, int, int], Split] = {}
+        self._pairs_of: dict[tuple[Split, str], list[tuple[str, int, str]]] = {}
         for topic in self.topics:
             words = reference.topics[topic]
             combinations = [(p, a) for p in range(len(words.places)) for a in range(len(words.actions))]
@@ -148,6 +162,7 @@ class Holdout:
                 for character, split in zip(self.characters, dealt, strict=True):
                     pair = (topic, obj, character)
                     self._pairs[pair] = split
+                    self._pairs_of.setdefault((split, topic), []).append(pair)
                     if split == "train":
                         splits = _deal(rng, len(combinations), dev_tuples, test_tuples)
                         for combination, tuple_split in zip(combinations, splits, strict=True):
@@ -159,13 +174,12 @@ class Holdout:
 
     def pairs(self, split: Split, topic: str, character: str | None = None) -> list[tuple[str, int, str]]:
         """All pairs of one topic in a split, of one character if given, in a fixed order."""
-        return [
-            pair
-            for pair, where in self._pairs.items()
-            if where == split and pair[0] == topic and (character is None or pair[2] == character)
-        ]
+        pairs = self._pairs_of.get((split, topic), [])
+        return [pair for pair in pairs if character is None or pair[2] == character]
 
-    def combinations(self, split: Split, rule: HoldoutRule, pair: tuple[str, int, str]) -> list[tuple[int, int]]:
+    def combinations(
+        self, split: Split, rule: HoldoutRule, pair: tuple[str, int, str]
+    ) -> list[tuple[int, int]]:
         """The (place, action) combinations that a story of this split and rule may use with this pair."""
         words = LANGUAGES[REFERENCE_LANGUAGE].topics[pair[0]]
         every = [(p, a) for p in range(len(words.places)) for a in range(len(words.actions))]
@@ -199,11 +213,12 @@ def draw_plan(
     """
     pair_split: Split = split if rule == "strict" else "train"
     pairs = holdout.pairs(pair_split, topic, character)
-    pairs = [pair for pair in pairs if holdout.combinations(split, rule, pair)]
     if not pairs:
         return None
     topic, obj, character = pairs[rng.integers(len(pairs))]
     combinations = holdout.combinations(split, rule, (topic, obj, character))
+    if not combinations:  # none is held out; then none is of any pair, since they are dealt evenly
+        return None
     place, action = combinations[rng.integers(len(combinations))]
     friends = [
         friend
@@ -241,7 +256,7 @@ def draw_plan(
 def draw_stories(
     num_stories: int, split: Split, holdout: Holdout, seed: int, rule: HoldoutRule = "strict"
 ) -> Iterator[StoryPlan]:
-    """Distinct random plans of one split, topics in turn.
+    """Random plans of one split that tell distinct stories, topics in turn.
 
     Args:
         num_stories: how many.
@@ -252,19 +267,23 @@ def draw_stories(
         RuntimeError: the grammar runs out of new stories (it holds over 10^7 training stories).
     """
     rng = np.random.default_rng([seed, 2, _SPLITS.index(split), rule == "tuple"])
-    seen: set[StoryPlan] = set()
+    # Not the plans: those that differ only in what their frames do not tell (the friend who is not mentioned)
+    # are the same story.
+    seen: set[tuple[str, ...]] = set()
     for number in range(num_stories):
         topic = holdout.topics[number % len(holdout.topics)]
         for _ in range(1000):
             plan = draw_plan(rng, holdout, split, rule, topic=topic)
-            if plan is not None and plan not in seen:
-                break
+            if plan is not None:
+                story = tuple(tell(plan, REFERENCE_LANGUAGE))
+                if story not in seen:
+                    break
         else:
             raise RuntimeError(
-                f"no new {split} story of topic '{topic}' found after {number} stories; ask for fewer stories "
-                "or add words to text/languages."
+                f"no new {split} story of topic '{topic}' found after {number} stories; ask for fewer "
+                "stories or add words to text/languages."
             )
-        seen.add(plan)
+        seen.add(story)
         yield plan
 
 

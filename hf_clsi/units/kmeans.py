@@ -43,9 +43,10 @@ def fit_units(
         progress: show bars.
 
     Returns:
-        A ClsiUnitsModel in eval mode, with the mean log-mel spectrum of every unit (for `decode`) and its
-        mean run length, both over all of the speech. A unit that no frame uses keeps the overall mean
-        spectrum and length 1.
+        A ClsiUnitsModel in eval mode, with the mean squared distance of the (sampled) frames from their
+        nearest centroids, and with the mean log-mel spectrum of every unit (for `decode`) and its mean run
+        length, both over all of the speech and for the units that `encode` gives, so after any duration
+        penalty. A unit that no frame uses keeps the overall mean spectrum and length 1.
 
     Raises:
         ValueError: fewer frames than units, an iterator that is spent after one pass, or a waveform that is
@@ -97,6 +98,7 @@ def fit_units(
         points, start_centers(points, config.num_units, generator), num_iterations, tolerance, progress
     )
     model.centroids.copy_(centers)
+    model.quantization_error.copy_(mean_squared_distance(points, centers))
 
     counts, runs = torch.zeros(2, config.num_units, dtype=torch.float64)
     spectra = torch.zeros(config.num_units, config.num_mel_bins, dtype=torch.float64)
@@ -105,7 +107,7 @@ def fit_units(
     else:
         scaled = ((scale(features), log_mels) for features, log_mels in clips)
     for features, log_mels in scaled:
-        units = model.quantize(features)
+        units = model.features_to_units(features[None])[0]
         spectra.index_add_(0, units, log_mels.double())
         counts += torch.bincount(units, minlength=config.num_units)
         values, _ = run_lengths(units.numpy())
@@ -152,7 +154,7 @@ def lloyd(
     tensor([ 1.,  9., 50.])
     """
     block = max(1, SCORES_PER_BLOCK // len(centers))
-    previous = float("inf")
+    previous = None  # the first iteration has nothing to compare with, so it never stops
     bar = tqdm(range(num_iterations), desc="k-means", disable=not progress)
     for _ in bar:
         sums = torch.zeros(centers.shape, dtype=torch.float64)
@@ -166,11 +168,23 @@ def lloyd(
         means = sums / counts.clamp(min=1)[:, None]
         centers = torch.where(counts[:, None] > 0, means, centers).to(points.dtype)
         bar.set_postfix(mean_squared_distance=f"{error / len(points):.4f}")
-        if previous - error <= tolerance * previous:
+        if previous is not None and previous - error <= tolerance * previous:
             break
         previous = error
     bar.close()
     return centers
+
+
+def mean_squared_distance(points: torch.Tensor, centers: torch.Tensor) -> float:
+    """Points [n, D] from the nearest of the centers [K, D], in blocks of points.
+
+    >>> mean_squared_distance(torch.tensor([[0.0], [2.0], [9.0]]), torch.tensor([[1.0], [9.0]]))
+    0.6666666666666666
+    """
+    total = 0.0
+    for part in points.split(max(1, SCORES_PER_BLOCK // len(centers))):
+        total += (part - centers[nearest(part, centers)]).square().sum(dtype=torch.float64).item()
+    return total / len(points)
 
 
 def _clips(

@@ -76,7 +76,16 @@ def test_units_keep_the_order_and_are_uint16(embedded):
     assert encode_waveforms([], embedded, progress=False) == []
 
 
-def test_embedded_units_are_the_same_in_a_batch_and_one_by_one(embedded):
+@pytest.fixture(scope="module")
+def penalized():
+    """Frames of 20 ms, and a price for every change of unit."""
+    config = ClsiUnitsConfig(num_units=32, hop_length=320, duration_penalty=2.0)
+    return fit_units(noises(seed=1), config, seed=0, progress=False)
+
+
+@pytest.mark.parametrize("kind", ["embedded", "penalized"])
+def test_embedded_units_are_the_same_in_a_batch_and_one_by_one(kind, request):
+    embedded = request.getfixturevalue(kind)
     clips = noises([*LENGTHS, *range(3000, 40000, 1777)])
     alone = [encode_waveforms([clip], embedded, progress=False)[0] for clip in clips]
     bare = [embedded.encode(torch.from_numpy(clip)[None, None]).audio_codes[0, 0].numpy() for clip in clips]

@@ -7,7 +7,14 @@ import torch
 from hf_clsi.configuration_clsi_units import ClsiUnitsConfig
 from hf_clsi.units.kmeans import fit_units, lloyd, start_centers
 
-BUFFERS = ("centroids", "feature_mean", "feature_std", "centroid_mels", "mean_run_length")
+BUFFERS = (
+    "centroids",
+    "feature_mean",
+    "feature_std",
+    "centroid_mels",
+    "mean_run_length",
+    "quantization_error",
+)
 
 
 def small_config(**settings):
@@ -26,6 +33,11 @@ def melodies(count=12, notes=5, seed=0):
     return clips
 
 
+def noisy_melodies(count):
+    random = np.random.default_rng(1)
+    return [(clip + 0.05 * random.standard_normal(len(clip))).astype(np.float32) for clip in melodies(count)]
+
+
 def test_lloyd_finds_the_means_and_leaves_an_unused_center_where_it_was():
     points = torch.tensor([[0.0, 0.0], [2.0, 0.0], [9.0, 5.0]])
     start = torch.tensor([[0.0, 0.0], [9.0, 9.0], [50.0, 50.0]])
@@ -41,6 +53,17 @@ def test_lloyd_goes_on_until_nothing_changes():
         [0.0, 22 / 3]
     )
     assert lloyd(points, torch.tensor([[0.0], [1.0]]), 10, 0.0).flatten().tolist() == [0.5, 10.5]
+
+
+@pytest.mark.parametrize(
+    ("tolerance", "expected"), [(0.9, [1.0, 6.0]), (0.5, [1.5, 6.5]), (1e-5, [2.0, 7.0])]
+)
+def test_lloyd_stops_once_the_error_falls_by_less_than_the_tolerance(tolerance, expected):
+    # Squared distances of the points from the centers 0 1, 0 5, 1 6, 1.5 6.5, ...: 204, 40 (80% less), 25 (38%
+    # less), 22.5 (10% less), 20 (11% less), 20. The centers at the stop are the means found last.
+    points = torch.arange(10, dtype=torch.float32)[:, None]
+    centers = lloyd(points, torch.tensor([[0.0], [1.0]]), num_iterations=10, tolerance=tolerance)
+    assert centers.flatten().tolist() == expected
 
 
 def test_start_centers_are_different_points_drawn_by_the_seed():
@@ -107,9 +130,12 @@ def test_normalization_statistics_are_those_of_the_training_speech(normalization
     torch.testing.assert_close(model.feature_std.double(), deviation, rtol=1e-3, atol=1e-4)
 
 
-def test_spectra_and_run_lengths_of_the_units_are_means_over_the_speech():
-    clips = melodies(count=5)
-    model = fit_units(clips, small_config(), seed=0, progress=False)
+@pytest.mark.parametrize("penalty", [0.0, 4.0])
+def test_spectra_and_run_lengths_of_the_units_are_means_over_the_speech(penalty):
+    """Of the units that encode gives, so after any duration penalty."""
+    clips = noisy_melodies(count=5)
+    config = small_config(hop_length=320, duration_penalty=penalty)
+    model = fit_units(clips, config, seed=0, progress=False)
     frames, spectra = [], []
     runs = {unit: [] for unit in range(6)}
     for clip in clips:
@@ -127,6 +153,36 @@ def test_spectra_and_run_lengths_of_the_units_are_means_over_the_speech():
         torch.testing.assert_close(model.centroid_mels[unit], spectra[chosen].mean(0), rtol=1e-4, atol=1e-4)
         assert model.mean_run_length[unit].item() == pytest.approx(np.mean(runs[unit]))
     assert max(map(max, (lengths for lengths in runs.values() if lengths))) > 1
+
+
+def test_quantization_error_is_the_mean_squared_distance_from_the_nearest_centroid():
+    clips = melodies(count=5)
+    models = [
+        fit_units(clips, small_config(duration_penalty=penalty), seed=0, progress=False)
+        for penalty in (0.0, 8.0)
+    ]
+    plain, penalized = models
+    features = [plain.extract_features(torch.from_numpy(clip)[None, None])[0] for clip in clips]
+    distances = torch.cdist(torch.cat(features).double(), plain.centroids.double()).square()
+    expected = distances.min(1).values.mean().item()
+    assert plain.quantization_error.item() == pytest.approx(expected, rel=1e-3)
+    assert penalized.quantization_error == plain.quantization_error  # nearest, whatever the penalty
+    assert torch.equal(penalized.centroids, plain.centroids)
+
+
+def test_a_penalty_makes_units_last_longer():
+    clips = noisy_melodies(count=6)
+    notes = [np.abs(np.fft.rfft(clip.reshape(5, -1))).argmax(1) for clip in clips]  # the pitch of each
+    borders = sum(int(np.count_nonzero(np.diff(pitches))) for pitches in notes)
+    changes = []
+    for penalty in (0.0, 2.0, 8.0):
+        config = small_config(hop_length=320, num_units=12, duration_penalty=penalty)
+        model = fit_units(clips, config, seed=0, progress=False)
+        codes = [model.encode(torch.from_numpy(clip)[None, None]).audio_codes for clip in clips]
+        changes.append(sum(int((clip.diff() != 0).sum()) for clip in codes))
+    # Nearest centroids flicker inside a note; at a high price little more than the borders is left.
+    assert changes[0] > 2 * changes[1] > 2 * changes[2]
+    assert borders <= changes[2] < 2 * borders
 
 
 def test_a_unit_without_frames_keeps_the_mean_spectrum_and_length_one():

@@ -1,5 +1,7 @@
 """The languages that the story grammar speaks, by ISO 639-1 code."""
 
+from string import Formatter
+
 from .base import FRAME_TABLES, Character, Language, Noun, TopicWords, Verb
 from .english import English
 from .french import French
@@ -13,9 +15,10 @@ def register_language(language: Language) -> None:
     """Add a language to the grammar after checking that it says everything that English says.
 
     Raises:
-        ValueError: a topic, character or frame is missing or extra; the message names each one.
+        ValueError: a topic, character or frame is missing or extra, or a frame asks for a field that nothing
+            fills; the message names the first eight.
     """
-    problems = missing_words(language, LANGUAGES[REFERENCE_LANGUAGE])
+    problems = missing_words(language, LANGUAGES[REFERENCE_LANGUAGE]) or unknown_fields(language)
     if problems:
         raise ValueError(
             f"language '{language.code}' does not match '{REFERENCE_LANGUAGE}' in {len(problems)} place(s): "
@@ -38,10 +41,38 @@ def missing_words(language: Language, reference: Language) -> list[str]:
             problems.append(f"{table} has {got} entries, expected {expected}")
     for key in sorted(set(language.topics) & set(reference.topics)):
         for field in TopicWords.__dataclass_fields__:
-            got, expected = len(getattr(language.topics[key], field)), len(getattr(reference.topics[key], field))
+            got, expected = (
+                len(getattr(language.topics[key], field)),
+                len(getattr(reference.topics[key], field)),
+            )
             if got != expected:
                 problems.append(f"topic '{key}' has {got} {field}, expected {expected}")
     return problems
+
+
+def unknown_fields(language: Language) -> list[str]:
+    """Every frame field that neither the generator nor the language's own `*_forms` methods fill."""
+    character, words = next(iter(language.characters.values())), next(iter(language.topics.values()))
+    filled = {
+        *("C", "F", "time", "place", "problem"),
+        *language.character_forms(character),
+        *language.friend_forms(character),
+        *language.noun_forms(words.objects[0]),
+        *language.verb_forms(words.actions[0]),
+    }
+    told_after = {
+        "successes": "success",
+        "happy_endings": "success",
+        "setbacks": "setback",
+        "sad_endings": "setback",
+    }
+    return [
+        f"{table}[{number}] has unknown field {{{field}}}"
+        for table in FRAME_TABLES
+        for number, frame in enumerate(getattr(language, table))
+        for _, field, _, _ in Formatter().parse(frame)
+        if field is not None and field not in filled | {told_after.get(table)}
+    ]
 
 
 def language(code: str) -> Language:
@@ -69,4 +100,5 @@ __all__ = [
     "language",
     "missing_words",
     "register_language",
+    "unknown_fields",
 ]

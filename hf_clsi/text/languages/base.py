@@ -26,7 +26,7 @@ class Verb:
 
 @dataclass(frozen=True)
 class Character:
-    """Who the story is about. `name` carries its own article ("the rabbit"); `gender` is the language's own."""
+    """Who a story is about. `name` carries its own article ("the rabbit"); `gender` is the language's own."""
 
     name: str
     gender: str
@@ -55,10 +55,11 @@ class Language(ABC):
     """One language of the story grammar.
 
     A subclass fills the tables below and says how its nouns, verbs and characters inflect. Frames are
-    `str.format` templates. Every language may use `{C}` and `{F}` (main character and friend), `{time}`,
-    `{place}`, `{problem}`, `{success}`, `{setback}`, and whatever its own `*_forms` methods return. Frame i
-    of every table means the same in every language. The generator (text/stories.py) only handles indices,
-    so a new language is a new file and one `register_language` call: nothing else changes.
+    `str.format` templates; `|` marks where a slow reader pauses (commas do too). Every language may use `{C}`
+    and `{F}` (main character and friend), `{time}`, `{place}`, `{problem}`, `{success}`, `{setback}`, and
+    whatever its own `*_forms` methods return. Frame i of every table means the same in every language. The
+    generator (text/stories.py) only handles indices, so a new language is a new file and one
+    `register_language` call: nothing else changes.
     """
 
     code: ClassVar[str]
@@ -94,7 +95,11 @@ class Language(ABC):
         """Last rules on the whole sentence (contractions, elision); none by default."""
         return sentence
 
-    def fill(self, frame: str, fields: dict[str, str]) -> str:
-        """Fill a frame, apply `finish`, and capitalize the sentence's first letter."""
+    def phrases(self, frame: str, fields: dict[str, str]) -> list[str]:
+        """Fill a frame, apply `finish`, capitalize, and split where a slow reader pauses: at `|` and commas.
+
+        Joined with single spaces, the phrases are the sentence.
+        """
         sentence = self.finish(frame.format_map(fields))
-        return sentence[0].upper() + sentence[1:]
+        sentence = sentence[0].upper() + sentence[1:]
+        return [phrase.strip() for phrase in sentence.replace(", ", ",|").split("|")]

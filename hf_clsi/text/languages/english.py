@@ -17,11 +17,12 @@ CHARACTERS = {
     "leo": Character("Leo", "m"), "mia": Character("Mia", "f"), "max": Character("Max", "m"),
     "sara": Character("Sara", "f"), "ben": Character("Ben", "m"), "emma": Character("Emma", "f"),
     "paul": Character("Paul", "m"), "julie": Character("Julie", "f"), "victor": Character("Victor", "m"),
-    "rabbit": Character("the rabbit", "m"), "cat": Character("the cat", "m"), "dog": Character("the dog", "m"),
-    "mouse": Character("the mouse", "f"), "frog": Character("the frog", "f"), "fox": Character("the fox", "m"),
-    "duck": Character("the duck", "m"), "turtle": Character("the turtle", "f"),
-    "bear": Character("the bear", "m"), "squirrel": Character("the squirrel", "m"),
-    "bee": Character("the bee", "f"), "bird": Character("the bird", "m"),
+    "rabbit": Character("the rabbit", "m"), "cat": Character("the cat", "m"),
+    "dog": Character("the dog", "m"), "mouse": Character("the mouse", "f"),
+    "frog": Character("the frog", "f"), "fox": Character("the fox", "m"), "duck": Character("the duck", "m"),
+    "turtle": Character("the turtle", "f"), "bear": Character("the bear", "m"),
+    "squirrel": Character("the squirrel", "m"), "bee": Character("the bee", "f"),
+    "bird": Character("the bird", "m"),
 }  # fmt: skip
 
 TOPICS = {
@@ -31,18 +32,18 @@ TOPICS = {
         actions=_verbs("plant planted", "water watered", "pick picked"),
         problems=("the ground was too dry", "the snails were hungry"),
         successes=("a soft rain fell", "the sun warmed the soil"),
-        setbacks=("the frost killed the plants", "weeds grew everywhere"),
+        setbacks=("the frost killed the plants", "weeds invaded everything"),
     ),
     "kitchen": TopicWords(
         objects=_nouns("cake", "pie", "cookie", "pancake", "muffin", "pizza"),
         places=("in the kitchen", "beside the oven"),
         actions=_verbs("prepare prepared", "taste tasted", "cut cut"),
-        problems=("the flour was gone", "the dough was too hard"),
+        problems=("the milk ran out", "the dough was too hard"),
         successes=("the butter melted slowly", "the oven smelled wonderful"),
         setbacks=("the sugar burned", "smoke filled the oven"),
     ),
     "beach": TopicWords(
-        objects=_nouns("shell", "crab", "bucket", "sandcastle", "starfish", "towel"),
+        objects=_nouns("shell", "crab", "bucket", "kite", "starfish", "towel"),
         places=("on the beach", "by the sea"),
         actions=_verbs("find found", "carry carried", "wash washed"),
         problems=("the waves were very high", "the sand was too hot"),
@@ -54,14 +55,14 @@ TOPICS = {
         places=("in the classroom", "at school"),
         actions=_verbs("borrow borrowed", "put_away put_away", "label labeled"),
         problems=("the lesson was very long", "the teacher was strict"),
-        successes=("the teacher explained the lesson", "the bell rang for recess"),
-        setbacks=("the teacher punished the class", "the ink spilled on the desk"),
+        successes=("the teacher explained the lesson", "the teacher smiled"),
+        setbacks=("the teacher punished the class", "the ink stained the desk"),
     ),
     "music": TopicWords(
         objects=_nouns("drum", "guitar", "flute", "piano", "violin", "trumpet"),
         places=("at the concert", "on the stage"),
         actions=_verbs("tune tuned", "listen_to listened_to", "try tried"),
-        problems=("the song was difficult", "the orchestra was late"),
+        problems=("the song was difficult", "the orchestra was nervous"),
         successes=("the audience clapped loudly", "the melody was perfect"),
         setbacks=("the audience laughed at the song", "the notes sounded wrong"),
     ),
@@ -69,12 +70,12 @@ TOPICS = {
         objects=_nouns("cow", "pig", "sheep", "goat", "donkey", "calf"),
         places=("on the farm", "in the stable"),
         actions=_verbs("feed fed", "brush brushed", "call called"),
-        problems=("the hay was wet", "the gate was locked"),
+        problems=("the hay was damp", "the gate was shut"),
         successes=("the farmer opened the gate", "fresh hay arrived"),
         setbacks=("the herd ran away", "the farmer closed the barn"),
     ),
     "winter": TopicWords(
-        objects=_nouns("sled", "snowman", "scarf", "mitten", "ski", "sweater"),
+        objects=_nouns("sled", "skate", "scarf", "mitten", "ski", "sweater"),
         places=("in the snow", "on the icy hill"),
         actions=_verbs("bring brought", "decorate decorated", "dry dried"),
         problems=("the wind was freezing", "the ice was too thin"),
@@ -90,7 +91,7 @@ TOPICS = {
         setbacks=("the countdown stopped", "the signal disappeared"),
     ),
     "hospital": TopicWords(
-        objects=_nouns("bandage", "syrup", "thermometer", "crutch", "stethoscope", "pill"),
+        objects=_nouns("bandage", "stretcher", "thermometer", "crutch", "stethoscope", "pill"),
         places=("at the hospital", "at the doctor's office"),
         actions=_verbs("use used", "hold held", "ask_for asked_for"),
         problems=("the nurse was busy", "the fever was high"),
@@ -98,7 +99,7 @@ TOPICS = {
         setbacks=("the pain got worse", "the patient fainted"),
     ),
     "fishing": TopicWords(
-        objects=_nouns("fish", "rod", "net", "worm", "boat", "hook"),
+        objects=_nouns("fish", "rod", "net", "worm", "eel", "hook"),
         places=("at the lake", "by the river"),
         actions=_verbs("catch caught", "pull pulled", "throw threw"),
         problems=("the water was muddy", "the current was strong"),
@@ -106,7 +107,7 @@ TOPICS = {
         setbacks=("the line broke", "the trout swam away"),
     ),
     "clothes": TopicWords(
-        objects=_nouns("dress", "shirt", "button", "skirt", "sock", "hat"),
+        objects=_nouns("dress", "shirt", "apron", "skirt", "sock", "curtain"),
         places=("in the sewing room", "at the tailor's shop"),
         actions=_verbs("sew sewed", "iron ironed", "fold folded"),
         problems=("the thread was too short", "the fabric was wrinkled"),
@@ -114,10 +115,10 @@ TOPICS = {
         setbacks=("the fabric tore", "the scissors ruined the silk"),
     ),
     "birthday": TopicWords(
-        objects=_nouns("gift", "candle", "balloon", "card", "ribbon", "garland"),
+        objects=_nouns("gift", "candle", "mask", "lollipop", "ribbon", "garland"),
         places=("at the birthday party", "among the guests"),
-        actions=_verbs("wrap wrapped", "choose chose", "offer offered"),
-        problems=("the guests were late", "the party was too noisy"),
+        actions=_verbs("wrap wrapped", "choose chose", "give gave"),
+        problems=("the guests were shy", "the party was too noisy"),
         successes=("all the guests sang", "the party began at last"),
         setbacks=("all the guests left", "the party was canceled"),
     ),
@@ -139,48 +140,48 @@ TOPICS = {
     ),
     "sports": TopicWords(
         objects=_nouns("ball", "racket", "medal", "trophy", "whistle", "jersey"),
-        places=("at the stadium", "on the playing field"),
+        places=("at the stadium", "on the field"),
         actions=_verbs("win won", "lift lifted", "touch touched"),
         problems=("the other team was fast", "the match was hard"),
         successes=("the team scored a goal", "the coach cheered"),
-        setbacks=("the team lost the match", "the referee stopped the game"),
+        setbacks=("the team lost the match", "the referee stopped the match"),
     ),
     "painting": TopicWords(
-        objects=_nouns("paintbrush", "canvas", "portrait", "palette", "statue", "frame"),
-        places=("in the art studio", "at the museum"),
+        objects=_nouns("poster", "canvas", "portrait", "palette", "landscape", "frame"),
+        places=("in the gallery", "at the museum"),
         actions=_verbs("paint painted", "hang hung", "admire admired"),
         problems=("the colors were pale", "the model was moving"),
         successes=("the colors became bright", "the artist added some gold"),
-        setbacks=("the colors ran", "the artist tore the drawing"),
+        setbacks=("the colors ran", "the artist spoiled the drawing"),
     ),
     "travel": TopicWords(
-        objects=_nouns("suitcase", "ticket", "passport", "bag", "umbrella", "camera"),
+        objects=_nouns("suitcase", "ticket", "passport", "compass", "umbrella", "camera"),
         places=("at the station", "at the airport"),
         actions=_verbs("check checked", "buy bought", "keep kept"),
-        problems=("the train was delayed", "the line was endless"),
+        problems=("the train was delayed", "the crowd was huge"),
         successes=("the train arrived on time", "the plane took off"),
-        setbacks=("the train left too early", "the flight was canceled"),
+        setbacks=("the train left too early", "the flight was full"),
     ),
     "camping": TopicWords(
-        objects=_nouns("tent", "lantern", "sleeping bag", "rope", "hammock", "blanket"),
-        places=("at the campsite", "around the campfire"),
-        actions=_verbs("set_up set_up", "tie tied", "share shared"),
+        objects=_nouns("tent", "lantern", "mattress", "rope", "hammock", "blanket"),
+        places=("at the campsite", "by the campfire"),
+        actions=_verbs("set_up set_up", "attach attached", "share shared"),
         problems=("the mosquitoes were biting", "the night was cold"),
         successes=("the campfire crackled gently", "the mosquitoes flew off"),
-        setbacks=("the campfire went out", "the mosquitoes came back"),
+        setbacks=("the campfire went out", "the mosquitoes attacked"),
     ),
     "market": TopicWords(
         objects=_nouns("apple", "banana", "melon", "cheese", "orange", "egg"),
         places=("at the market", "in the grocery store"),
         actions=_verbs("sell sold", "weigh weighed", "eat ate"),
         problems=("the price was too high", "the merchant was shouting"),
-        successes=("the merchant lowered the price", "the customers came back"),
+        successes=("the merchant lowered the price", "the customers paid well"),
         setbacks=("the merchant closed the shop", "the customers complained"),
     ),
     "garage": TopicWords(
         objects=_nouns("car", "wheel", "engine", "truck", "bicycle", "motorcycle"),
         places=("in the garage", "on the road"),
-        actions=_verbs("fix fixed", "push pushed", "clean cleaned"),
+        actions=_verbs("fix fixed", "push pushed", "inspect inspected"),
         problems=("the brakes were worn", "the oil was leaking"),
         successes=("the mechanic changed the oil", "the pedals turned again"),
         setbacks=("the brakes failed", "the tank exploded"),
@@ -197,12 +198,12 @@ TOPICS = {
         objects=_nouns("letter", "parcel", "stamp", "envelope", "postcard", "newspaper"),
         places=("at the post office", "near the mailbox"),
         actions=_verbs("send sent", "receive received", "deliver delivered"),
-        problems=("the address was wrong", "the mailman was sick"),
+        problems=("the address was missing", "the mailman was tired"),
         successes=("the mailman rang the doorbell", "the mail came early"),
         setbacks=("the mail got lost", "the mailman went on strike"),
     ),
     "cleaning": TopicWords(
-        objects=_nouns("soap", "sponge", "broom", "cloth", "mop", "vacuum cleaner"),
+        objects=_nouns("soap", "sponge", "broom", "cloth", "mop", "comb"),
         places=("in the bathroom", "in the laundry room"),
         actions=_verbs("rinse rinsed", "grab grabbed", "wet wet"),
         problems=("the dust was everywhere", "the floor was sticky"),
@@ -214,7 +215,7 @@ TOPICS = {
         places=("in the toy store", "in the playroom"),
         actions=_verbs("lend lent", "collect collected", "trade traded"),
         problems=("the batteries were dead", "the shelf was too tall"),
-        successes=("the clown did a trick", "the games began"),
+        successes=("the clown told a joke", "the games began"),
         setbacks=("the clown broke the shelf", "the games were over"),
     ),
 }  # "a soap" and "a cheese" are said of a bar and of a wheel in children's stories
@@ -228,24 +229,24 @@ class English(Language):
     characters = CHARACTERS
     topics = TOPICS
     times = ("One day", "One morning", "One evening", "Yesterday")
-    openings = ("{time}, {C} was {place}.", "{time}, {C} was waiting {place}.")
+    openings = ("{time}, {C}| was {place}.", "{time}, {C}| was waiting| {place}.")
     desires = (
-        "{He} wanted to {inf} {an_o}.",
-        "{He} hoped to {inf} {an_o}.",
-        "{He} decided to {inf} {an_o}.",
+        "{He} wanted| to {inf}| {an_o}.",
+        "{He} hoped| to {inf}| {an_o}.",
+        "{He} decided| to {inf}| {an_o}.",
     )
-    problems = ("But {problem}.",)
-    successes = ("Luckily, {success}.", "Then {success}.", "Luckily, {F} came to help.")
-    setbacks = ("Sadly, {setback}.", "Then {setback}.", "Sadly, {F} could not help.")
+    problems = ("But| {problem}.",)
+    successes = ("Luckily, {success}.", "Then| {success}.", "Luckily, {F}| came to help.")
+    setbacks = ("Sadly, {setback}.", "Then| {setback}.", "Sadly, {F}| could not help.")
     happy_endings = (
-        "In the end, {C} {past} {the_o} and laughed.",
-        "{C} was proud and showed {the_o} to everyone.",
-        "At last, {the_o} was perfect, and {C} danced.",
+        "In the end, {C}| {past}| {the_o}| and laughed.",
+        "{C}| was proud| and showed| {the_o}| to everyone.",
+        "At last, {the_o}| was ready, and| {C}| danced.",
     )
     sad_endings = (
-        "In the end, {C} forgot {the_o} and cried.",
-        "{C} was sad and left {the_o} behind.",
-        "At last, {the_o} was ruined, and {C} went to bed.",
+        "In the end, {C}| lost| {the_o}| and cried.",
+        "{C}| was sad| and left| {the_o}| behind.",
+        "Soon, {the_o}| was gone, and| {C}| went to bed.",
     )
 
     def character_forms(self, character: Character) -> dict[str, str]:

@@ -7,9 +7,7 @@ from .base import Character, Language, Noun, TopicWords, Verb
 
 def _nouns(*words: str) -> tuple[Noun, ...]:
     """``"f:carotte"`` -> feminine noun; ``"m:hamac!"`` marks an aspirated h (no elision)."""
-    return tuple(
-        Noun(word[2:].rstrip("!"), gender=word[0], elides=not word.endswith("!")) for word in words
-    )
+    return tuple(Noun(word[2:].rstrip("!"), gender=word[0], elides=not word.endswith("!")) for word in words)
 
 
 def _verbs(*pairs: str) -> tuple[Verb, ...]:
@@ -37,19 +35,19 @@ TOPICS = {
         actions=_verbs("planter planté", "arroser arrosé", "cueillir cueilli"),
         problems=("la terre était trop sèche", "les escargots avaient faim"),
         successes=("une pluie douce est tombée", "le soleil a réchauffé la terre"),
-        setbacks=("le gel a tué les plantes", "les mauvaises herbes ont poussé partout"),
+        setbacks=("le gel a tué les plantes", "les mauvaises herbes ont tout envahi"),
     ),
     "kitchen": TopicWords(
         objects=_nouns("m:gâteau", "f:tarte", "m:biscuit", "f:crêpe", "m:muffin", "f:pizza"),
         places=("dans la cuisine", "à côté du four"),
         actions=_verbs("préparer préparé", "goûter goûté", "couper coupé"),
-        problems=("il n'y avait plus de farine", "la pâte était trop dure"),
+        problems=("il n'y avait plus de lait", "la pâte était trop dure"),
         successes=("le beurre a fondu doucement", "le four sentait très bon"),
         setbacks=("le sucre a brûlé", "la fumée a rempli le four"),
     ),
     "beach": TopicWords(
         objects=_nouns(
-            "m:coquillage", "m:crabe", "m:seau", "m:château de sable", "f:étoile de mer", "f:serviette"
+            "m:coquillage", "m:crabe", "m:seau", "m:cerf-volant", "f:étoile de mer", "f:serviette"
         ),
         places=("sur la plage", "au bord de la mer"),
         actions=_verbs("trouver trouvé", "porter porté", "laver lavé"),
@@ -62,14 +60,14 @@ TOPICS = {
         places=("dans la classe", "à l'école"),
         actions=_verbs("emprunter emprunté", "ranger rangé", "étiqueter étiqueté"),
         problems=("la leçon était très longue", "la maîtresse était sévère"),
-        successes=("la maîtresse a expliqué la leçon", "la récréation a sonné"),
-        setbacks=("la maîtresse a puni la classe", "l'encre a coulé sur le bureau"),
+        successes=("la maîtresse a expliqué la leçon", "la maîtresse a souri"),
+        setbacks=("la maîtresse a puni la classe", "l'encre a taché le bureau"),
     ),
     "music": TopicWords(
         objects=_nouns("m:tambour", "f:guitare", "f:flûte", "m:piano", "m:violon", "f:trompette"),
         places=("au concert", "sur la scène"),
         actions=_verbs("accorder accordé", "écouter écouté", "essayer essayé"),
-        problems=("la chanson était difficile", "l'orchestre était en retard"),
+        problems=("la chanson était difficile", "l'orchestre était nerveux"),
         successes=("le public a applaudi très fort", "la mélodie était parfaite"),
         setbacks=("le public s'est moqué de la chanson", "les notes sonnaient faux"),
     ),
@@ -77,12 +75,12 @@ TOPICS = {
         objects=_nouns("f:vache", "m:cochon", "m:mouton", "f:chèvre", "m:âne", "m:veau"),
         places=("à la ferme", "dans l'étable"),
         actions=_verbs("nourrir nourri", "brosser brossé", "appeler appelé"),
-        problems=("le foin était mouillé", "la barrière était fermée"),
+        problems=("le foin était humide", "la barrière était fermée"),
         successes=("le fermier a ouvert la barrière", "du foin frais est arrivé"),
         setbacks=("le troupeau s'est enfui", "le fermier a fermé la grange"),
     ),
     "winter": TopicWords(
-        objects=_nouns("f:luge", "m:bonhomme de neige", "f:écharpe", "f:moufle", "m:ski", "m:pull"),
+        objects=_nouns("f:luge", "m:patin", "f:écharpe", "f:moufle", "m:ski", "m:chandail"),
         places=("dans la neige", "sur la colline gelée"),
         actions=_verbs("apporter apporté", "décorer décoré", "sécher séché"),
         problems=("le vent était glacial", "la glace était trop fine"),
@@ -91,14 +89,16 @@ TOPICS = {
     ),
     "space": TopicWords(
         objects=_nouns("f:fusée", "m:télescope", "m:robot", "m:satellite", "m:globe", "m:casque"),
-        places=("à l'observatoire", "sur la base de lancement"),
+        places=("à l'observatoire", "sur l'aire de lancement"),
         actions=_verbs("tester testé", "construire construit", "polir poli"),
         problems=("les nuages cachaient les étoiles", "l'ordinateur était lent"),
         successes=("la lune a éclairé le ciel", "le compte à rebours a commencé"),
         setbacks=("le compte à rebours s'est arrêté", "le signal a disparu"),
     ),
     "hospital": TopicWords(
-        objects=_nouns("m:pansement", "m:sirop", "m:thermomètre", "f:béquille", "m:stéthoscope", "f:pilule"),
+        objects=_nouns(
+            "m:pansement", "m:brancard", "m:thermomètre", "f:béquille", "m:stéthoscope", "f:pilule"
+        ),
         places=("à l'hôpital", "chez le médecin"),
         actions=_verbs("utiliser utilisé", "tenir tenu", "demander demandé"),
         problems=("l'infirmière était occupée", "la fièvre était forte"),
@@ -106,15 +106,15 @@ TOPICS = {
         setbacks=("la douleur a augmenté", "le malade s'est évanoui"),
     ),
     "fishing": TopicWords(
-        objects=_nouns("m:poisson", "f:canne à pêche", "m:filet", "m:ver", "f:barque", "m:hameçon"),
+        objects=_nouns("m:poisson", "f:canne à pêche", "m:filet", "m:ver", "f:anguille", "m:hameçon"),
         places=("au lac", "au bord de la rivière"),
         actions=_verbs("attraper attrapé", "tirer tiré", "lancer lancé"),
         problems=("l'eau était boueuse", "le courant était fort"),
         successes=("la rivière est devenue claire", "la truite s'est approchée"),
-        setbacks=("la ligne a cassé", "la truite est partie"),
+        setbacks=("la ligne a cassé", "la truite a filé"),
     ),
     "clothes": TopicWords(
-        objects=_nouns("f:robe", "f:chemise", "m:bouton", "f:jupe", "f:chaussette", "m:chapeau"),
+        objects=_nouns("f:robe", "f:chemise", "m:tablier", "f:jupe", "f:chaussette", "m:rideau"),
         places=("dans l'atelier de couture", "chez le tailleur"),
         actions=_verbs("coudre cousu", "repasser repassé", "plier plié"),
         problems=("le fil était trop court", "le tissu était froissé"),
@@ -122,10 +122,10 @@ TOPICS = {
         setbacks=("le tissu s'est déchiré", "les ciseaux ont abîmé la soie"),
     ),
     "birthday": TopicWords(
-        objects=_nouns("m:cadeau", "f:bougie", "m:ballon", "f:carte", "m:ruban", "f:guirlande"),
+        objects=_nouns("m:cadeau", "f:bougie", "m:masque", "f:sucette", "m:ruban", "f:guirlande"),
         places=("à la fête d'anniversaire", "parmi les invités"),
         actions=_verbs("emballer emballé", "choisir choisi", "offrir offert"),
-        problems=("les invités étaient en retard", "la fête était trop bruyante"),
+        problems=("les invités étaient timides", "la fête était trop bruyante"),
         successes=("tous les invités ont chanté", "la fête a enfin commencé"),
         setbacks=("tous les invités sont partis", "la fête a été annulée"),
     ),
@@ -147,50 +147,50 @@ TOPICS = {
     ),
     "sports": TopicWords(
         objects=_nouns("f:balle", "f:raquette", "f:médaille", "m:trophée", "m:sifflet", "m:maillot"),
-        places=("au stade", "sur le terrain de jeu"),
+        places=("au stade", "sur le terrain"),
         actions=_verbs("gagner gagné", "soulever soulevé", "toucher touché"),
         problems=("l'autre équipe était rapide", "le match était dur"),
         successes=("l'équipe a marqué un but", "l'entraîneur a crié de joie"),
-        setbacks=("l'équipe a perdu le match", "l'arbitre a arrêté le jeu"),
+        setbacks=("l'équipe a perdu le match", "l'arbitre a arrêté le match"),
     ),
     "painting": TopicWords(
-        objects=_nouns("m:pinceau", "f:toile", "m:portrait", "f:palette", "f:statue", "m:cadre"),
-        places=("dans l'atelier d'art", "au musée"),
+        objects=_nouns("f:affiche", "f:toile", "m:portrait", "f:palette", "m:paysage", "m:cadre"),
+        places=("dans la galerie", "au musée"),
         actions=_verbs("peindre peint", "accrocher accroché", "admirer admiré"),
         problems=("les couleurs étaient pâles", "le modèle bougeait"),
         successes=("les couleurs sont devenues vives", "l'artiste a ajouté de l'or"),
-        setbacks=("les couleurs ont coulé", "l'artiste a déchiré le dessin"),
+        setbacks=("les couleurs ont bavé", "l'artiste a gâché le dessin"),
     ),
     "travel": TopicWords(
-        objects=_nouns("f:valise", "m:billet", "m:passeport", "m:sac", "m:parapluie", "m:appareil photo"),
+        objects=_nouns(
+            "f:valise", "m:billet", "m:passeport", "f:boussole", "m:parapluie", "m:appareil photo"
+        ),
         places=("à la gare", "à l'aéroport"),
         actions=_verbs("vérifier vérifié", "acheter acheté", "conserver conservé"),
-        problems=("le train avait du retard", "la file était interminable"),
+        problems=("le train avait du retard", "la foule était immense"),
         successes=("le train est arrivé à l'heure", "l'avion a décollé"),
-        setbacks=("le train est parti trop tôt", "le vol a été annulé"),
+        setbacks=("le train est parti trop tôt", "le vol était complet"),
     ),
     "camping": TopicWords(
-        objects=_nouns(
-            "f:tente", "f:lanterne", "m:sac de couchage", "f:corde", "m:hamac!", "f:couverture"
-        ),
-        places=("au camping", "autour du feu de camp"),
+        objects=_nouns("f:tente", "f:lanterne", "m:matelas", "f:corde", "m:hamac!", "f:couverture"),
+        places=("au camping", "près du feu de camp"),
         actions=_verbs("installer installé", "attacher attaché", "partager partagé"),
         problems=("les moustiques piquaient", "la nuit était froide"),
         successes=("le feu de camp crépitait doucement", "les moustiques se sont envolés"),
-        setbacks=("le feu de camp s'est éteint", "les moustiques sont revenus"),
+        setbacks=("le feu de camp s'est éteint", "les moustiques ont attaqué"),
     ),
     "market": TopicWords(
         objects=_nouns("f:pomme", "f:banane", "m:melon", "m:fromage", "f:orange", "m:œuf"),
         places=("au marché", "à l'épicerie"),
         actions=_verbs("vendre vendu", "peser pesé", "manger mangé"),
         problems=("le prix était trop élevé", "le marchand criait"),
-        successes=("le marchand a baissé le prix", "les clients sont revenus"),
+        successes=("le marchand a baissé le prix", "les clients ont bien payé"),
         setbacks=("le marchand a fermé la boutique", "les clients se sont plaints"),
     ),
     "garage": TopicWords(
         objects=_nouns("f:voiture", "f:roue", "m:moteur", "m:camion", "m:vélo", "f:moto"),
         places=("au garage", "sur la route"),
-        actions=_verbs("réparer réparé", "pousser poussé", "nettoyer nettoyé"),
+        actions=_verbs("réparer réparé", "pousser poussé", "inspecter inspecté"),
         problems=("les freins étaient usés", "l'huile fuyait"),
         successes=("le mécanicien a changé l'huile", "les pédales tournaient de nouveau"),
         setbacks=("les freins ont lâché", "le réservoir a explosé"),
@@ -200,19 +200,19 @@ TOPICS = {
         places=("dans la tour du magicien", "chez la fée"),
         actions=_verbs("enchanter enchanté", "secouer secoué", "transformer transformé"),
         problems=("le sort était trop faible", "la sorcière était jalouse"),
-        successes=("la fée a exaucé un vœu", "le sort a marché"),
+        successes=("la fée a exaucé un vœu", "le sort a réussi"),
         setbacks=("la sorcière a jeté une malédiction", "le sort a échoué"),
     ),
     "mail": TopicWords(
         objects=_nouns("f:lettre", "m:colis", "m:timbre", "f:enveloppe", "f:carte postale", "m:journal"),
         places=("à la poste", "près de la boîte aux lettres"),
         actions=_verbs("envoyer envoyé", "recevoir reçu", "livrer livré"),
-        problems=("l'adresse était fausse", "le facteur était malade"),
-        successes=("le facteur a sonné à la porte", "le courrier est venu tôt"),
+        problems=("l'adresse manquait", "le facteur était fatigué"),
+        successes=("le facteur a sonné à la porte", "le courrier est arrivé tôt"),
         setbacks=("le courrier s'est perdu", "le facteur s'est mis en grève"),
     ),
     "cleaning": TopicWords(
-        objects=_nouns("m:savon", "f:éponge", "m:balai", "m:chiffon", "f:serpillière", "m:aspirateur"),
+        objects=_nouns("m:savon", "f:éponge", "m:balai", "m:chiffon", "f:serpillière", "m:peigne"),
         places=("dans la salle de bain", "dans la buanderie"),
         actions=_verbs("rincer rincé", "saisir saisi", "mouiller mouillé"),
         problems=("il y avait de la poussière partout", "le sol était collant"),
@@ -224,7 +224,7 @@ TOPICS = {
         places=("au magasin de jouets", "dans la salle de jeux"),
         actions=_verbs("prêter prêté", "collectionner collectionné", "échanger échangé"),
         problems=("les piles étaient vides", "l'étagère était trop haute"),
-        successes=("le clown a fait un tour", "les jeux ont commencé"),
+        successes=("le clown a raconté une blague", "les jeux ont commencé"),
         setbacks=("le clown a cassé l'étagère", "les jeux étaient finis"),
     ),
 }
@@ -239,25 +239,33 @@ class French(Language):
     characters = CHARACTERS
     topics = TOPICS
     times = ("Un jour", "Un matin", "Un soir", "Hier")
-    openings = ("{time}, {C} était {place}.", "{time}, {C} attendait {place}.")
-    desires = ("{Il} voulait {inf} {un_o}.", "{Il} espérait {inf} {un_o}.", "{Il} a décidé de {inf} {un_o}.")
-    problems = ("Mais {problem}.",)
-    successes = ("Heureusement, {success}.", "Alors, {success}.", "Heureusement, {F} est venu{Fe} aider.")
-    setbacks = ("Hélas, {setback}.", "Alors, {setback}.", "Hélas, {F} ne pouvait pas aider.")
+    openings = ("{time}, {C}| était {place}.", "{time}, {C}| attendait| {place}.")
+    desires = (
+        "{Il} voulait| {inf}| {un_o}.",
+        "{Il} espérait| {inf}| {un_o}.",
+        "{Il} a décidé| de {inf}| {un_o}.",
+    )
+    problems = ("Mais| {problem}.",)
+    successes = ("Heureusement, {success}.", "Alors, {success}.", "Heureusement, {F}| est venu{Fe} aider.")
+    setbacks = ("Hélas, {setback}.", "Alors, {setback}.", "Hélas, {F}| ne pouvait pas aider.")
     happy_endings = (
-        "À la fin, {C} {past} {le_o} et a ri.",
-        "{C} était {fier} et a montré {le_o} à tout le monde.",
-        "Enfin, {le_o} était parfait{oe}, et {C} a dansé.",
+        "À la fin, {C}| {past}| {le_o}| et a ri.",
+        "{C}| était {fier}| et a montré| {le_o}| à tout le monde.",
+        "Enfin, {le_o}| était prêt{oe}, et| {C}| a dansé.",
     )
     sad_endings = (
-        "À la fin, {C} a oublié {le_o} et a pleuré.",
-        "{C} était triste et a abandonné {le_o}.",
-        "Enfin, {le_o} était abîmé{oe}, et {C} est allé{e} au lit.",
+        "À la fin, {C}| a perdu| {le_o}| et a pleuré.",
+        "{C}| était triste| et a abandonné| {le_o}.",
+        "Bientôt, {le_o}| avait disparu, et| {C}| est allé{e} au lit.",
     )
 
     def character_forms(self, character: Character) -> dict[str, str]:
         feminine = character.gender == "f"
-        return {"Il": "Elle" if feminine else "Il", "e": "e" * feminine, "fier": "fière" if feminine else "fier"}
+        return {
+            "Il": "Elle" if feminine else "Il",
+            "e": "e" * feminine,
+            "fier": "fière" if feminine else "fier",
+        }
 
     def friend_forms(self, character: Character) -> dict[str, str]:
         return {"Fe": "e" if character.gender == "f" else ""}

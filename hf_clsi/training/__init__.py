@@ -1,0 +1,1 @@
+"""Training: recipes, exact budgets, and the run that follows them."""

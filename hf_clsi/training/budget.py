@@ -1,0 +1,378 @@
+"""Token budgets: a stage and the lengths of the stories become an exact plan; what was fed becomes a ledger.
+
+Because the language draw is stateless (batches/interleave.py), everything a stage will read can be computed
+beforehand: which story in which epoch, in which language, where the last document is cut. The plan therefore
+knows its number of steps, and a stage ends on its budget to the token. The ledger counts independently, from
+the batches that really went into the model, and the two are compared at the end of every stage.
+
+Letters: N stories, S sentences of all stories, L languages, D documents of a stage, B batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ..batches.interleave import draw_languages, story_key
+from .recipes import StageSettings
+
+NO_LIMIT = 0
+ANY_LANGUAGE = -1
+_MAX_EPOCHS = 10_000
+
+
+@dataclass(frozen=True)
+class StoryLengths:
+    """Tokens per sentence of every story, the same number of sentences in every language.
+
+    Attributes:
+        keys: [N] uint64, `story_key` of each story id.
+        offsets: [N + 1] int64, where each story's sentences begin.
+        tokens: language -> [S] int64.
+    """
+
+    keys: np.ndarray
+    offsets: np.ndarray
+    tokens: dict[str, np.ndarray]
+
+    @classmethod
+    def of(cls, story_ids: Sequence[str], sentences: Mapping[str, Sequence[Sequence[np.ndarray]]]) -> StoryLengths:
+        """From token arrays: `sentences[language][story][sentence]`.
+
+        Raises:
+            ValueError: a story whose number of sentences differs between languages, or no story at all.
+        """
+        if not len(story_ids):
+            raise ValueError("there is no training story; a plan needs at least one.")
+        languages = list(sentences)
+        counts = {code: np.array([len(story) for story in sentences[code]]) for code in languages}
+        for code in languages[1:]:
+            for index in np.flatnonzero(counts[code] != counts[languages[0]]):
+                raise ValueError(
+                    f"story '{story_ids[index]}' has {counts[languages[0]][index]} sentences in {languages[0]} and "
+                    f"{counts[code][index]} in {code}; aligned stories have the same number."
+                )
+        return cls(
+            keys=np.array([story_key(story_id) for story_id in story_ids], dtype=np.uint64),
+            offsets=np.concatenate([[0], np.cumsum(counts[languages[0]])]),
+            tokens={
+                code: np.array([len(s) for story in sentences[code] for s in story], dtype=np.int64)
+                for code in languages
+            },
+        )
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def per_story(self, language: str) -> np.ndarray:
+        """Tokens of every story in one language, [N]."""
+        return np.add.reduceat(self.tokens[language], self.offsets[:-1])
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """Every document of a stage, in order, and where its batches end.
+
+    Attributes:
+        settings: of the stage.
+        story: [D] int64, index of the story.
+        epoch: [D] int64, epoch that its languages are drawn for.
+        language: [D] int64, index of its only language, or -1 where every sentence draws.
+        max_tokens: [D] int64, cut to so many tokens; 0: whole.
+        partner: [D] int64, the story that gives the other languages' sentences (-1: the story itself).
+        batches: [B + 1] int64, documents offsets.
+        tokens: [L] int64, tokens by language that the plan adds up to.
+    """
+
+    settings: StageSettings
+    story: np.ndarray
+    epoch: np.ndarray
+    language: np.ndarray
+    max_tokens: np.ndarray
+    partner: np.ndarray
+    batches: np.ndarray
+    tokens: np.ndarray
+
+    @property
+    def num_steps(self) -> int:
+        return len(self.batches) - 1
+
+
+@dataclass
+class _Documents:
+    story: np.ndarray
+    epoch: np.ndarray
+    language: np.ndarray
+    max_tokens: np.ndarray
+    partner: np.ndarray
+    tokens: np.ndarray  # [D, L]
+
+    def take(self, order: np.ndarray) -> _Documents:
+        return _Documents(*(getattr(self, name)[order] for name in self.__dataclass_fields__))
+
+
+def plan_stage(
+    settings: StageSettings,
+    budgets: Mapping[str, int],
+    lengths: StoryLengths,
+    languages: Sequence[str],
+    tokens_per_step: int,
+    seed: int,
+) -> StagePlan:
+    """Everything a stage will read.
+
+    Args:
+        settings: the stage; its `parts` are not used here, `budgets` holds them in tokens.
+        budgets: language -> tokens, or `{"*": tokens}` for interleaved stages.
+        lengths: of the training stories, after merging.
+        languages: codes in the order of the collator.
+        tokens_per_step: sentence tokens a batch should reach (whole documents, so within one document).
+        seed: of the run; the order of stories also depends on the stage's name, the language and the epoch.
+
+    Raises:
+        ValueError: a budget that is not positive, or so large that the corpus would be read 10,000 times.
+    """
+    for code, tokens in budgets.items():
+        if tokens < 1:
+            raise ValueError(
+                f"stage '{settings.name}' has a budget of {tokens} tokens for '{code}'; expected at least 1. "
+                "In a completing stage, the stages before it have already used it up."
+            )
+    if settings.mode.startswith("interleaved"):
+        unaligned = settings.mode == "interleaved-unaligned"
+        documents = _interleaved(settings.name, budgets["*"], lengths, languages, seed, unaligned)
+        batches = _batch_ends(documents.tokens.sum(1), tokens_per_step)
+    else:
+        parts = [
+            _monolingual(settings.name, languages.index(code), tokens, lengths, languages, seed)
+            for code, tokens in budgets.items()
+        ]
+        if settings.mode == "alternating":
+            documents, batches = _alternate(parts, tokens_per_step)
+        else:
+            documents = _merge(settings.name, parts, seed)
+            batches = _batch_ends(documents.tokens.sum(1), tokens_per_step)
+    return StagePlan(
+        settings=settings,
+        story=documents.story,
+        epoch=documents.epoch,
+        language=documents.language,
+        max_tokens=documents.max_tokens,
+        partner=documents.partner,
+        batches=batches,
+        tokens=documents.tokens.sum(0),
+    )
+
+
+def _generator(seed: int, *names: str | int) -> np.random.Generator:
+    """A stream of its own for every purpose, the same on every machine."""
+    return np.random.default_rng([seed, *(story_key(name) if isinstance(name, str) else name for name in names)])
+
+
+def _monolingual(name, language, budget, lengths, languages, seed) -> _Documents:
+    """Stories of one language, each epoch in a new order, up to exactly `budget` tokens."""
+    per_story = lengths.per_story(languages[language])
+
+    def epoch_of(epoch: int):
+        order = _generator(seed, name, languages[language], epoch).permutation(len(lengths))
+        counts = np.zeros((len(order), len(languages)), dtype=np.int64)
+        counts[:, language] = per_story[order]
+        return order, np.full(len(order), -1), counts
+
+    documents = _fill(budget, epoch_of)
+    documents.language[:] = language
+    return documents
+
+
+def _interleaved(name, budget, lengths, languages, seed, unaligned) -> _Documents:
+    """Stories whose sentences draw their language, up to exactly `budget` tokens."""
+    counts_of = np.diff(lengths.offsets)
+    sentence_story = np.repeat(np.arange(len(lengths)), counts_of)
+    sentence_index = np.arange(len(sentence_story)) - np.repeat(lengths.offsets[:-1], counts_of)
+
+    def epoch_of(epoch: int):
+        drawn = draw_languages(
+            seed, epoch, lengths.keys[sentence_story], sentence_index, len(languages)
+        )  # [S] language of every sentence of every story
+        partner = np.full(len(lengths), -1)
+        if unaligned:
+            partner = _partners(_generator(seed, name, "partners", epoch), counts_of)
+        counts = np.zeros((len(lengths), len(languages)), dtype=np.int64)
+        for index, code in enumerate(languages):
+            source = lengths.offsets[:-1]
+            if unaligned and index > 0:  # the first language tells the story, the others tell its partner
+                source = source[partner]
+            tokens = lengths.tokens[code][np.repeat(source, counts_of) + sentence_index]
+            counts[:, index] = np.bincount(sentence_story, np.where(drawn == index, tokens, 0), len(lengths))
+        order = _generator(seed, name, epoch).permutation(len(lengths))
+        return order, partner[order], counts[order]
+
+    return _fill(budget, epoch_of)
+
+
+def _partners(rng: np.random.Generator, sentence_counts: np.ndarray) -> np.ndarray:
+    """For every story another one with the same number of sentences, each used once."""
+    partner = np.empty(len(sentence_counts), dtype=np.int64)
+    for count in np.unique(sentence_counts):
+        members = np.flatnonzero(sentence_counts == count)
+        if len(members) < 2:
+            raise ValueError(
+                f"only one story has {count} sentences, so it has no partner for unaligned interleaving; leave it "
+                "out or add more stories."
+            )
+        ring = rng.permutation(members)
+        partner[ring] = np.roll(ring, 1)
+    return partner
+
+
+def _fill(budget: int, epoch_of) -> _Documents:
+    """Epoch after epoch until the budget is reached; the last document is cut to what is left."""
+    parts, seen = [], 0
+    for epoch in range(_MAX_EPOCHS):
+        order, partner, counts = epoch_of(epoch)
+        cumulative = seen + np.cumsum(counts.sum(1))
+        last = int(np.searchsorted(cumulative, budget))  # first document that reaches the budget
+        stop = min(last + 1, len(order))
+        limits = np.full(stop, NO_LIMIT)
+        counts = counts[:stop].copy()
+        if last < len(order) and cumulative[last] > budget:
+            keep = int(budget - (cumulative[last - 1] if last else seen))
+            limits[-1] = keep
+            counts[-1] = 0  # the caller's ledger knows the languages of a cut document; see `cut_counts`
+        parts.append((order[:stop], np.full(stop, epoch), limits, partner[:stop], counts))
+        seen = int(cumulative[stop - 1])
+        if seen >= budget:
+            break
+    else:
+        raise ValueError(f"a budget of {budget} tokens would read the corpus over {_MAX_EPOCHS} times.")
+    story, epoch, limits, partner, counts = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return _Documents(story, epoch, np.full(len(story), ANY_LANGUAGE), limits, partner, counts)
+
+
+def _merge(name: str, parts: list[_Documents], seed: int) -> _Documents:
+    """Documents of several languages, spread evenly: each language keeps its own order."""
+    position = np.concatenate([(np.arange(len(part.story)) + 0.5) / len(part.story) for part in parts])
+    # A little noise, so that the mixture is no fixed rhythm; ties cannot occur.
+    position += _generator(seed, name, "mixture").uniform(0, 1 / len(position), len(position))
+    return _join(parts).take(np.argsort(position, kind="stable"))
+
+
+def _alternate(parts: list[_Documents], tokens_per_step: int) -> tuple[_Documents, np.ndarray]:
+    """Batches of one language each, in turns; what is left of the longer one comes at the end."""
+    ends = [_batch_ends(part.tokens.sum(1), tokens_per_step) for part in parts]
+    starts = np.concatenate([[0], np.cumsum([len(part.story) for part in parts])])
+    order, batches = [], [0]
+    for turn in range(max(len(end) - 1 for end in ends)):
+        for index, end in enumerate(ends):
+            if turn < len(end) - 1:
+                order.append(starts[index] + np.arange(end[turn], end[turn + 1]))
+                batches.append(batches[-1] + len(order[-1]))
+    return _join(parts).take(np.concatenate(order)), np.array(batches)
+
+
+def _join(parts: list[_Documents]) -> _Documents:
+    names = _Documents.__dataclass_fields__
+    return _Documents(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+
+
+def _batch_ends(tokens: np.ndarray, tokens_per_step: int) -> np.ndarray:
+    """Offsets of batches: batch i ends with the document that reaches (i + 1) * tokens_per_step."""
+    cumulative = np.cumsum(tokens)
+    steps = max(1, round(int(cumulative[-1]) / tokens_per_step))
+    ends = np.searchsorted(cumulative, np.arange(1, steps) * tokens_per_step) + 1
+    return np.unique(np.concatenate([[0], ends, [len(tokens)]]))
+
+
+@dataclass
+class Ledger:
+    """What a run has really fed to its model, by stage and language.
+
+    `add` takes the collator's `token_counts`. Corpus sizes turn tokens into epochs; the frame rate turns raw
+    units into seconds of speech.
+    """
+
+    languages: tuple[str, ...]
+    corpus_tokens: dict[str, int]
+    frame_rate_hz: float
+    stages: list[dict[str, Any]] = field(default_factory=list)
+
+    def open(self, name: str, mode: str) -> None:
+        """Begin a stage."""
+        zeros = {code: 0 for code in self.languages}
+        self.stages.append(
+            {"stage": name, "mode": mode, "steps": 0, "tokens": dict(zeros), "units": dict(zeros)}
+        )
+
+    def add(self, counts: np.ndarray) -> None:
+        """One forward's counts [L, 3]: tokens, raw units, sentences."""
+        stage = self.stages[-1]
+        for index, code in enumerate(self.languages):
+            stage["tokens"][code] += int(counts[index, 0])
+            stage["units"][code] += int(counts[index, 1])
+
+    def step(self) -> None:
+        """One optimizer step is done."""
+        self.stages[-1]["steps"] += 1
+
+    def tokens(self, language: str | None = None) -> int:
+        """Tokens so far, in one language or in all."""
+        codes = self.languages if language is None else (language,)
+        return sum(stage["tokens"][code] for stage in self.stages for code in codes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The recipe's entry of ledger.json."""
+        stages = [self._complete(stage) for stage in self.stages]
+        total: dict[str, Any] = {"steps": sum(stage["steps"] for stage in stages)}
+        for key in ("tokens", "units", "seconds", "epochs"):
+            total[key] = {
+                code: round(sum(stage[key][code] for stage in stages), 6) if key in ("seconds", "epochs")
+                else sum(stage[key][code] for stage in stages)
+                for code in self.languages
+            }  # fmt: skip
+        return {"stages": stages, "total": total}
+
+    def _complete(self, stage: dict[str, Any]) -> dict[str, Any]:
+        return {
+            **stage,
+            "seconds": {code: round(units / self.frame_rate_hz, 6) for code, units in stage["units"].items()},
+            "epochs": {
+                code: round(tokens / self.corpus_tokens[code], 6) for code, tokens in stage["tokens"].items()
+            },
+        }
+
+
+def stage_budgets(recipe, stage: StageSettings, ledger: Ledger) -> dict[str, int]:
+    """Tokens by language (or "*") that a stage gets, given what the run has seen so far."""
+    if stage.completes:
+        targets = recipe.language_targets()
+        return {code: targets[code] - ledger.tokens(code) for code in stage.parts}
+    return {code: recipe.tokens(parts) for code, parts in stage.parts.items()}
+
+
+def matched(ledgers: Mapping[str, Mapping[str, Any]], pairs: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
+    """For pairs of recipes that must have seen the same: whether they did, in tokens, in total and per language.
+
+    Raw units follow the tokens only nearly (other stories, other runs): their ratio is given.
+    """
+    entries = []
+    for a, b in pairs:
+        if a not in ledgers or b not in ledgers:
+            continue
+        first, second = ledgers[a]["total"], ledgers[b]["total"]
+        entries.append(
+            {
+                "a": a,
+                "b": b,
+                "total_equal": sum(first["tokens"].values()) == sum(second["tokens"].values()),
+                "languages_equal": first["tokens"] == second["tokens"],
+                "unit_ratio": {
+                    code: round(first["units"][code] / second["units"][code], 4)
+                    for code in first["units"]
+                    if second["units"][code]
+                },
+            }
+        )
+    return entries
