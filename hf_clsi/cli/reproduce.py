@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from pathlib import Path
 
 from .encode import comma_list
@@ -40,7 +39,6 @@ def add_parser(commands: argparse._SubParsersAction, parents: list[argparse.Argu
     parser.add_argument(
         "--num-processes",
         type=int,
-        default=available_cores(),
         metavar="N",
         help="processes for synthesis and training (default: the cores of this machine)",
     )
@@ -60,7 +58,7 @@ def add_parser(commands: argparse._SubParsersAction, parents: list[argparse.Argu
         "--recordings",
         type=Path,
         metavar="DIR",
-        help="recordings aligned across both languages, as `hf-clsi encode` takes them: alignment on them too",
+        help="recordings paired across both languages, as `hf-clsi encode` takes them: alignment on them too",
     )
     parser.add_argument(
         "--set",
@@ -78,7 +76,7 @@ def add_parser(commands: argparse._SubParsersAction, parents: list[argparse.Argu
 
 
 def setting(text: str) -> tuple[str, object]:
-    """"name=value" -> (name, value); the value is JSON, or else a plain string."""
+    """ "name=value" -> (name, value); the value is JSON, or else a plain string."""
     name, equals, value = text.partition("=")
     if not equals or not name:
         raise argparse.ArgumentTypeError(f"expected NAME=VALUE, got '{text}'")
@@ -104,10 +102,3 @@ def run(arguments: argparse.Namespace) -> None:
         changes=dict(arguments.changes),
     )
     print(f"report: {arguments.output_dir / 'report.md'}")
-
-
-def available_cores() -> int:
-    """Cores that this process may use, which containers and schedulers may set below those of the machine."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

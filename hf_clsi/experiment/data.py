@@ -1,23 +1,31 @@
 """A preset and a seed become the experiment's data: stories and cloze items, spoken, as units, in Parquet.
 
-    DIR/data/stories/                 train, validation and test stories (story rows)
+    DIR/data/stories/                 train and validation stories (story rows)
     DIR/data/spoken-topiccloze/       configs en, fr, en-fr, fr-en; split test (or dev, for tuning)
     DIR/data/spoken-storycloze/       the same
+    DIR/data/build.json               written last: settings, summary, seconds
     DIR/audio_tokenizer/              the embedded tokenizer, with the merges beside it
 
 Tokenizer, normalization and merges see training speech only. Every distinct sentence is spoken and encoded
-once. Nothing here is random but by the seed.
+once. Nothing here is random but by the seed, and nothing depends on the number of processes.
+
+Memory: the texts and units of everything, and the waveforms of one block of sentences and of the utterances
+that later blocks share with it.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
-from collections.abc import Iterable, Sequence
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,10 +33,10 @@ from tqdm.auto import tqdm
 
 from ..configuration_clsi_units import ClsiUnitsConfig
 from ..modeling_clsi_units import ClsiUnitsModel
-from ..rows.schema import cloze_columns
+from ..rows.schema import cloze_columns, story_columns
 from ..rows.shards import write_shards
 from ..speech.audio import resample
-from ..speech.synthesis import EspeakEngine, synthesize_many
+from ..speech.synthesis import EspeakEngine, SynthesisRequest, synthesize_many
 from ..text.cloze import TASKS, ClozeItem, directions, draw_items
 from ..text.stories import Holdout, StoryPlan, draw_stories, tell, tell_phrases
 from ..units.encode import encode_waveforms
@@ -39,70 +47,107 @@ from .presets import Preset
 logger = logging.getLogger(__name__)
 
 HOLDOUTS = ("strict", "tuple")
-_PORTION = 2000  # sentences encoded at a time: bounds memory to a few hundred MB of waveforms
+_PORTION = 1000  # sentences that a thread encodes at a time; the same for any number of threads
+
+#: Columns that say how a row was read, beside those that rows/schema.py knows.
+_READING = {"reading": "string", "pause_s": "float64"}
+
+
+@dataclass(frozen=True)
+class Told:
+    """A story and who tells it."""
+
+    speaker: str
+    plan: StoryPlan
+
+
+#: A sentence to be spoken: language, speaker, and the parts that are one utterance each.
+Sentence = tuple[str, str, tuple[str, ...]]
 
 
 @dataclass(frozen=True)
 class Texts:
-    """Everything that will be spoken, before it is."""
+    """Everything that will be spoken, before it is. Both stories of a cloze pair have one speaker."""
 
-    train: list[StoryPlan]
-    validation: list[StoryPlan]
-    items: list[ClozeItem]
+    train: list[Told]
+    validation: list[Told]
+    items: list[tuple[str, ClozeItem]]
 
-    def plans(self) -> Iterable[StoryPlan]:
+    def stories(self) -> Iterable[Told]:
         """All stories, those of the items included."""
         yield from self.train
         yield from self.validation
-        for item in self.items:
-            yield item.prompt
-            yield item.negative
+        for speaker, item in self.items:
+            yield Told(speaker, item.prompt)
+            yield Told(speaker, item.negative)
 
 
 def write_texts(preset: Preset, seed: int, split: str) -> Texts:
     """Stories and cloze items of a seed; `split` ("test" or "dev") says which held-out content items use."""
     holdout = Holdout(seed)
-    return Texts(
-        train=list(draw_stories(preset.train_stories, "train", holdout, seed)),
-        validation=list(draw_stories(preset.dev_stories, "dev", holdout, seed)),
-        items=[
-            item
-            for task in TASKS
-            for rule in HOLDOUTS
-            for item in draw_items(task, preset.items, split, rule, holdout, seed, preset.same_character)
-        ],
-    )
+    rng = np.random.default_rng([seed, 5])
+
+    def speaker() -> str:
+        return preset.speech.speakers[rng.integers(len(preset.speech.speakers))]
+
+    def told(num_stories: int, name: str) -> list[Told]:
+        return [Told(speaker(), plan) for plan in draw_stories(num_stories, name, holdout, seed)]
+
+    train, validation = told(preset.train_stories, "train"), told(preset.dev_stories, "dev")
+    items, of_pair = [], {}
+    for task in TASKS:
+        for rule in HOLDOUTS:
+            for item in draw_items(task, preset.items, split, rule, holdout, seed, preset.same_character):
+                if item.pair_id not in of_pair:
+                    of_pair[item.pair_id] = speaker()
+                items.append((of_pair[item.pair_id], item))
+    return Texts(train, validation, items)
 
 
 class Reader:
-    """Speaks sentences at the tokenizer's rate, each distinct phrase synthesized once.
+    """Speaks sentences at the tokenizer's rate, each distinct utterance synthesized once.
 
-    Reading by phrases: every phrase is an utterance of its own, followed by a pause of at least `pause_s` that
-    ends on a whole frame of `hop_length` samples. Between two phrases the voice has stopped, so a phrase
+    Reading by phrases: every phrase is an utterance of its own, followed by a pause of at least `pause_s`
+    that ends on a whole frame of `hop_length` samples. Between two phrases the voice has stopped, so a phrase
     sounds alike wherever it stands; continuous speech at this budget was not learned (docs/miniature.md).
+    Reading by sentences: a sentence is one utterance, followed by the same pause.
     """
 
-    def __init__(self, preset: Preset, sampling_rate_hz: int, hop_length: int, num_processes: int, progress: bool):
-        self.settings, self.sampling_rate_hz, self.hop_length = preset.speech, sampling_rate_hz, hop_length
+    def __init__(self, preset: Preset, seed: int, sampling_rate_hz: int, hop_length: int, num_processes: int):
+        self.settings, self.seed = preset.speech, seed
+        self.sampling_rate_hz, self.hop_length = sampling_rate_hz, hop_length
         self.engine = EspeakEngine(rate_wpm=preset.speech.rate_wpm)
-        self.num_processes, self.progress = num_processes, progress
-        self._clips: dict[tuple[str, str], np.ndarray] = {}
+        self.num_processes = num_processes
+        self._clips: dict[tuple[str, str, str], np.ndarray] = {}
 
-    def parts(self, language: str, plan: StoryPlan) -> list[tuple[str, ...]]:
-        """What is spoken as one utterance each, for every sentence of a story; punctuation inside is kept."""
+    def sentences(self, language: str, story: Told) -> list[Sentence]:
+        """A story's sentences, each as what is spoken as one utterance; punctuation inside is kept."""
         if self.settings.reading == "phrases":
-            return [tuple(p.rstrip(".,") for p in phrases) for phrases in tell_phrases(plan, language)]
-        return [(sentence,) for sentence in tell(plan, language)]
+            told = [tuple(p.rstrip(".,") for p in phrases) for phrases in tell_phrases(story.plan, language)]
+        else:
+            told = [(sentence,) for sentence in tell(story.plan, language)]
+        return [(language, story.speaker, parts) for parts in told]
 
-    def request(self, language: str, text: str):
-        return self.engine.request(text, language, speaker=self.settings.speaker)
+    def request(self, language: str, speaker: str, text: str) -> SynthesisRequest:
+        return self.engine.request(text, language, speaker=speaker, seed=self.seed)
 
-    def prepare(self, sentences: Sequence[tuple[str, tuple[str, ...]]]) -> None:
-        """Synthesize all utterances of (language, parts) pairs that are not there yet."""
-        wanted = dict.fromkeys((language, part) for language, parts in sentences for part in parts)
+    def record(self) -> dict[str, Any]:
+        """How everything was spoken, as columns of a row."""
+        return {
+            "engine": self.engine.name,
+            "licence": self.engine.licence,
+            "rate_wpm": self.settings.rate_wpm,
+            "reading": self.settings.reading,
+            "pause_s": self.settings.pause_s,
+            "seed": self.seed,
+        }
+
+    def prepare(self, sentences: Iterable[Sentence], progress: bool = False) -> None:
+        """Synthesize the utterances of some sentences that are not there yet."""
+        wanted = dict.fromkeys(utterance for sentence in sentences for utterance in _utterances(sentence))
         missing = [key for key in wanted if key not in self._clips]
         clips = synthesize_many(
-            [self.request(*key) for key in missing], self.engine, self.num_processes, self.progress
+            [self.request(*key) for key in missing], self.engine, self.num_processes, progress
         )
         pause = round(self.settings.pause_s * self.sampling_rate_hz)
         for key, clip in zip(missing, clips, strict=True):
@@ -110,39 +155,67 @@ class Reader:
             length = -(-(len(clip) + pause) // self.hop_length) * self.hop_length
             self._clips[key] = np.pad(clip, (0, length - len(clip)))
 
-    def speak(self, language: str, parts: tuple[str, ...]) -> np.ndarray:
-        """One sentence, float32 [n] at `sampling_rate_hz`."""
-        return np.concatenate([self._clips[language, part] for part in parts])
+    def speak(self, sentence: Sentence) -> np.ndarray:
+        """One prepared sentence, float32 [n] at `sampling_rate_hz`."""
+        return np.concatenate([self._clips[utterance] for utterance in _utterances(sentence)])
+
+    def forget(self, utterance: tuple[str, str, str]) -> None:
+        """Drop the waveform of a (language, speaker, text)."""
+        self._clips.pop(utterance, None)
+
+
+def _utterances(sentence: Sentence) -> list[tuple[str, str, str]]:
+    """(language, speaker, text) of everything in a sentence that is spoken by itself."""
+    language, speaker, parts = sentence
+    return [(language, speaker, part) for part in parts]
 
 
 class SpokenText:
-    """Units of every distinct sentence, by (language, parts)."""
+    """Units of every distinct sentence."""
 
-    def __init__(self, reader: Reader, tokenizer: ClsiUnitsModel | None = None):
+    def __init__(self, reader: Reader, tokenizer: ClsiUnitsModel):
         self.reader, self.tokenizer = reader, tokenizer
-        self.units: dict[tuple[str, tuple[str, ...]], np.ndarray] = {}
+        self.units: dict[Sentence, np.ndarray] = {}
 
-    def encode(self, sentences: Sequence[tuple[str, tuple[str, ...]]], num_threads: int, progress: bool) -> None:
-        """Encode the sentences that are not there yet, in portions, on several threads."""
+    def encode(self, sentences: Iterable[Sentence], num_threads: int, progress: bool) -> None:
+        """Speak and encode the sentences that are not there yet, a block for all threads at a time.
+
+        An utterance's waveform is dropped after the last of these sentences that has it.
+        """
         missing = [key for key in dict.fromkeys(sentences) if key not in self.units]
+        uses = Counter(utterance for sentence in missing for utterance in _utterances(sentence))
         portions = [missing[start : start + _PORTION] for start in range(0, len(missing), _PORTION)]
 
-        def encode(portion):
-            waveforms = [self.reader.speak(*key) for key in portion]
+        def encode(portion: list[Sentence]) -> list[np.ndarray]:
+            waveforms = [self.reader.speak(sentence) for sentence in portion]
             return encode_waveforms(waveforms, self.tokenizer, progress=False)
 
-        bar = tqdm(total=len(missing), desc="encode", unit="sentence", disable=not progress)
+        bar = tqdm(total=len(missing), desc="speak and encode", unit=" sentences", disable=not progress)
         with bar, ThreadPoolExecutor(num_threads) as pool:
-            for portion, units in zip(portions, pool.map(encode, portions), strict=True):
-                self.units.update(zip(portion, units, strict=True))
-                bar.update(len(portion))
+            for start in range(0, len(portions), num_threads):
+                block = portions[start : start + num_threads]
+                self.reader.prepare(sentence for portion in block for sentence in portion)
+                for portion, units in zip(block, pool.map(encode, block), strict=True):
+                    self.units.update(zip(portion, units, strict=True))
+                    bar.update(len(portion))
+                used = Counter(
+                    utterance
+                    for portion in block
+                    for sentence in portion
+                    for utterance in _utterances(sentence)
+                )
+                uses -= used  # keeps what is left above zero
+                for utterance in used.keys() - uses.keys():
+                    self.reader.forget(utterance)
 
-    def story(self, language: str, plan: StoryPlan) -> list[np.ndarray]:
+    def story(self, language: str, story: Told) -> list[np.ndarray]:
         """Units of the story's sentences."""
-        return [self.units[language, parts] for parts in self.reader.parts(language, plan)]
+        return [self.units[sentence] for sentence in self.reader.sentences(language, story)]
 
 
-def build_data(preset: Preset, folder: Path, seed: int, split: str, num_processes: int, progress: bool) -> dict:
+def build_data(
+    preset: Preset, folder: Path, seed: int, split: str, num_processes: int, progress: bool
+) -> dict[str, Any]:
     """Build everything into `folder` (see the module's docstring) and return a summary for the report.
 
     A finished build of the same settings is kept; anything else in its place is made anew.
@@ -157,29 +230,41 @@ def build_data(preset: Preset, folder: Path, seed: int, split: str, num_processe
     for stale in (folder / "data", folder / "audio_tokenizer"):
         shutil.rmtree(stale, ignore_errors=True)
 
+    started = time.monotonic()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # many small operations: threads would only wait for each other
     try:
         summary = _build(preset, folder, seed, split, num_processes, progress)
     finally:
         torch.set_num_threads(threads)
-    marker.write_text(json.dumps({"stamp": stamp, "summary": summary}, indent=1) + "\n")
+    seconds = round(time.monotonic() - started, 1)
+    write_json(marker, {"stamp": stamp, "summary": summary, "seconds": seconds})
     return summary
 
 
-def _build(preset: Preset, folder: Path, seed: int, split: str, num_processes: int, progress: bool) -> dict:
+def write_json(path: Path, content: Any) -> None:
+    """Write beside and rename, so that nobody ever finds half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.partial")
+    temporary.write_text(json.dumps(content, indent=1) + "\n")
+    os.replace(temporary, path)
+
+
+def _build(
+    preset: Preset, folder: Path, seed: int, split: str, num_processes: int, progress: bool
+) -> dict[str, Any]:
     texts = write_texts(preset, seed, split)
     config = ClsiUnitsConfig(**preset.units.config)
-    reader = Reader(preset, config.sampling_rate, config.hop_length, num_processes, progress)
+    reader = Reader(preset, seed, config.sampling_rate, config.hop_length, num_processes)
     languages = preset.languages
 
     train_sentences = _sentences(reader, texts.train, languages)
-    everything = list(dict.fromkeys([*train_sentences, *_sentences(reader, texts.plans(), languages)]))
-    reader.prepare(everything)
+    everything = list(dict.fromkeys([*train_sentences, *_sentences(reader, texts.stories(), languages)]))
 
     rng = np.random.default_rng([seed, 4])
     chosen = _sample(rng, train_sentences, preset.units.fit_sentences)
-    tokenizer = fit_units([reader.speak(*key) for key in chosen], config, seed=seed, progress=progress)
+    reader.prepare(chosen, progress)
+    tokenizer = fit_units(lambda: _waveforms(reader, chosen), config, seed=seed, progress=progress)
     spoken = SpokenText(reader, tokenizer.eval())
     spoken.encode(everything, num_processes, progress)
     chosen = _sample(rng, train_sentences, preset.units.merge_sentences)
@@ -193,32 +278,41 @@ def _build(preset: Preset, folder: Path, seed: int, split: str, num_processes: i
     tokenizer.save_pretrained(folder / "audio_tokenizer")
     merges.save(folder / "audio_tokenizer")
 
-    _write_stories(preset, folder / "data" / "stories", texts, spoken, seed)
+    # As rows/recordings.py names the embedded tokenizer, which has no name of its own.
+    record = reader.record() | {
+        "audio_tokenizer": f"hf_clsi embedded, sha256 {tokenizer.config.codebook_digest}"
+    }
+    _write_stories(preset, folder / "data" / "stories", texts, spoken, record)
     for task in TASKS:
-        items = [item for item in texts.items if item.task == task]
-        _write_items(preset, folder / "data" / f"spoken-{task}", items, spoken, split)
-    lengths = {code: [len(spoken.units[key]) for key in train_sentences if key[0] == code] for code in languages}
+        items = [(speaker, item) for speaker, item in texts.items if item.task == task]
+        _write_items(preset, folder / "data" / f"spoken-{task}", items, spoken, split, record)
+    lengths = {
+        code: [len(spoken.units[key]) for key in train_sentences if key[0] == code] for code in languages
+    }
     tokens = merges.encode([spoken.units[key] for key in train_sentences[:2000]])
     return {
         "train_stories": len(texts.train),
         "validation_stories": len(texts.validation),
         "distinct_sentences": len(everything),
-        "distinct_utterances": len({(key[0], part) for key in everything for part in key[1]}),
+        "distinct_utterances": len({part for sentence in everything for part in _utterances(sentence)}),
         "units_per_sentence": {code: round(float(np.mean(values)), 2) for code, values in lengths.items()},
         "tokens_per_sentence": round(float(np.mean([len(t) for t in tokens])), 2),
         "num_units": merges.num_units,
         "num_merges": merges.num_merges,
         "frame_rate_hz": config.frame_rate,
         "codebook_digest": tokenizer.config.codebook_digest,
-        "engine": reader.engine.record(reader.request(languages[0], "x"))["engine_version"],
-        "voices": {code: reader.request(code, "x").voice for code in languages},
+        "engine": f"{reader.engine.name} {reader.engine.version}",
+        "voices": {code: _voices(reader, code) for code in languages},
+        "licence": f"{reader.engine.licence}. {reader.engine.licence_note}",
     }
 
 
-def _sentences(reader: Reader, plans: Iterable[StoryPlan], languages: Sequence[str]) -> list:
-    """Distinct (language, parts) of some stories, in the order in which they come."""
+def _sentences(reader: Reader, stories: Iterable[Told], languages: Sequence[str]) -> list[Sentence]:
+    """Distinct sentences of some stories, in the order in which they come."""
     return list(
-        dict.fromkeys((code, parts) for plan in plans for code in languages for parts in reader.parts(code, plan))
+        dict.fromkeys(
+            sentence for story in stories for code in languages for sentence in reader.sentences(code, story)
+        )
     )
 
 
@@ -226,48 +320,113 @@ def _sample(rng: np.random.Generator, keys: list, size: int) -> list:
     return [keys[i] for i in sorted(rng.permutation(len(keys))[:size])]
 
 
-def _write_stories(preset: Preset, folder: Path, texts: Texts, spoken: SpokenText, seed: int) -> None:
-    record = {"engine": "espeak-ng", "rate_wpm": preset.speech.rate_wpm, "seed": seed}
+def _waveforms(reader: Reader, sentences: Sequence[Sentence]) -> Iterator[np.ndarray]:
+    for sentence in sentences:
+        yield reader.speak(sentence)
 
-    def rows(name: str, plans: list[StoryPlan]):
-        for number, plan in enumerate(plans):
-            row = {"story_id": f"{name}-{number:06d}", "speaker": preset.speech.speaker, "topic": plan.topic}
+
+def _voices(reader: Reader, language: str) -> list[str]:
+    return [reader.engine.voice_for(language, speaker) for speaker in reader.settings.speakers]
+
+
+def _write_stories(preset: Preset, folder: Path, texts: Texts, spoken: SpokenText, record: dict) -> None:
+    names = ("topic", *(f"voice_{code}" for code in preset.languages))
+    metadata = {**dict.fromkeys(names, "string"), **_record_columns(record)}
+    columns = story_columns(preset.languages, text=True, audio=False, extra=metadata)
+
+    def rows(name: str, stories: list[Told]):
+        for number, story in enumerate(stories):
+            row = {"story_id": f"{name}-{number:06d}", "speaker": story.speaker, "topic": story.plan.topic}
             for code in preset.languages:
-                row[f"units_{code}"] = spoken.story(code, plan)
-                row[f"text_{code}"] = tell(plan, code)
-                row[f"voice_{code}"] = spoken.reader.request(code, "x").voice
+                row[f"units_{code}"] = spoken.story(code, story)
+                row[f"text_{code}"] = tell(story.plan, code)
+                row[f"voice_{code}"] = spoken.reader.engine.voice_for(code, story.speaker)
             yield row | record
 
-    for name, plans in (("train", texts.train), ("validation", texts.validation)):
-        write_shards(rows(name, plans), folder, name, kind="story", languages=list(preset.languages))
+    _write_card(
+        folder, preset, spoken.reader, "Stories of a bilingual grammar, aligned sentence by sentence."
+    )
+    for name, stories in (("train", texts.train), ("validation", texts.validation)):
+        write_shards(rows(name, stories), folder, name, kind="story", columns=columns)
 
 
-def _write_items(preset: Preset, folder: Path, items: list[ClozeItem], spoken: SpokenText, split: str) -> None:
-    extra = ("pair_id", "task", "holdout", "topic", "negative_topic")
+def _write_items(
+    preset: Preset,
+    folder: Path,
+    items: list[tuple[str, ClozeItem]],
+    spoken: SpokenText,
+    split: str,
+    record: dict,
+) -> None:
+    names = ("pair_id", "task", "holdout", "topic", "negative_topic", "prompt_voice", "ending_voice")
+    metadata = {**dict.fromkeys(names, "string"), **_record_columns(record)}
+    columns = cloze_columns(text=True, audio=False, extra=metadata)
+    voice_for = spoken.reader.engine.voice_for
+    _write_card(
+        folder,
+        preset,
+        spoken.reader,
+        "Cloze items: four sentences of a story and two endings, one of them wrong. A config is a\n"
+        "direction; one `id` is the same item in all. Pairs (`pair_id`) swap what is right.",
+    )
     for prompt_language, ending_language in directions(preset.languages):
 
         def rows(prompt_language=prompt_language, ending_language=ending_language):
-            for item in items:
+            for speaker, item in items:
+                prompt, negative = Told(speaker, item.prompt), Told(speaker, item.negative)
                 texts = item.texts(prompt_language, ending_language)
                 yield {
                     "id": item.id,
-                    "speaker": preset.speech.speaker,
+                    "speaker": speaker,
                     "prompt_language": prompt_language,
                     "ending_language": ending_language,
                     **texts,
                     "prompt_text": " ".join(texts["prompt_text"]),
-                    "prompt_units": spoken.story(prompt_language, item.prompt)[:-1],
-                    "correct_units": spoken.story(ending_language, item.prompt)[-1],
-                    "negative_units": spoken.story(ending_language, item.negative)[-1],
+                    "prompt_units": spoken.story(prompt_language, prompt)[:-1],
+                    "correct_units": spoken.story(ending_language, prompt)[-1],
+                    "negative_units": spoken.story(ending_language, negative)[-1],
                     "pair_id": item.pair_id,
                     "task": item.task,
                     "holdout": item.holdout,
                     "topic": item.prompt.topic,
                     "negative_topic": item.negative.topic,
+                    "prompt_voice": voice_for(prompt_language, speaker),
+                    "ending_voice": voice_for(ending_language, speaker),
+                    **record,
                 }
 
         config = (
             prompt_language if prompt_language == ending_language else f"{prompt_language}-{ending_language}"
         )
-        columns = cloze_columns(text=True, audio=False, extra=extra)
         write_shards(rows(), folder, split, kind="cloze", config=config, columns=columns)
+
+
+def _record_columns(record: dict[str, Any]) -> dict[str, str]:
+    """Types of the columns that say how a row was made."""
+    types = {"rate_wpm": "int32", "seed": "int64"} | _READING
+    return {name: types.get(name, "string") for name in record}
+
+
+def _write_card(folder: Path, preset: Preset, reader: Reader, what: str) -> None:
+    """The dataset's README.md, to which `write_shards` adds its splits."""
+    settings, engine = preset.speech, reader.engine
+    voices = "; ".join(f"{code}: {', '.join(_voices(reader, code))}" for code in preset.languages)
+    read = {
+        "phrases": "every phrase an utterance of its own, as a slow reader does",
+        "sentences": "every sentence an utterance of its own",
+    }[settings.reading]
+    languages = json.dumps(list(preset.languages))  # quoted: to YAML, a plain `no` is false
+    header = f"---\nlanguage: {languages}\ntags: [speech, audio-units, hf_clsi]\n---\n"
+    body = f"""
+# {folder.name}
+
+{what}
+Texts and speech are synthetic; units are raw frames of the run's `audio_tokenizer` (uint16, repetitions
+kept). Made by `hf-clsi reproduce`.
+
+- Engine: {engine.name} {engine.version}, {settings.rate_wpm} words a minute. Voices: {voices}.
+- Reading: {read}, followed by a pause of at least {settings.pause_s:g} s that ends on a whole frame.
+- Licence: {engine.licence}. {engine.licence_note}
+"""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "README.md").write_text(header + body, encoding="utf-8")

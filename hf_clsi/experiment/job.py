@@ -1,8 +1,8 @@
 """One process of the experiment: trains and evaluates some recipes, one after the other.
 
 `python -m hf_clsi.experiment.job JOB.json` is started by `reproduce`, one process per share of the cores. It
-prints one JSON object a line on standard output, which the parent turns into a progress bar. A recipe that is
-finished (its part file is there) is not run again.
+prints one JSON object a line on standard output, which the parent turns into a progress bar. What is finished
+(its part file, scores and model are there) is not run again.
 """
 
 from __future__ import annotations
@@ -13,33 +13,45 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from transformers.utils.logging import disable_progress_bar
 
 from ..feature_extraction_clsi import ClsiFeatureExtractor
 from ..modeling_clsi import ClsiForCausalLM
 from ..modeling_clsi_units import ClsiUnitsModel
 from ..processing_clsi import ClsiProcessor
-from ..rows.shards import UnitColumn, list_shards, read_columns
+from ..rows.shards import UnitColumn, read_columns
 from ..scores.alignment import cross_lingual_alignment
 from ..scores.cloze import write_item_scores
-from ..scores.likelihood import score_items
+from ..scores.likelihood import model_limits, score_items
 from ..text.cloze import TASKS, directions
 from ..training.recipes import Recipe, recipe
 from ..training.run import RecipeRun, TrainingStories, new_model, save_run
 from ..units.merges import UnitMerges
+from .data import write_json
 from .presets import Preset, preset
 
 Report = Callable[[dict[str, Any]], None]
+#: Stands in a chain like a recipe: the same architecture with random weights, whose alignment is measured.
 UNTRAINED = "untrained"
+RECORDINGS_SPLIT = "test"
 
 
 @dataclass(frozen=True)
 class Job:
-    """What a process has to do; plain types, saved as JSON."""
+    """What a process has to do; plain types, saved as JSON.
+
+    Attributes:
+        preset, seed, split, changes: as `reproduce` takes them.
+        folder: of the experiment; its data are built.
+        chain: names of recipes, or `UNTRAINED`, in order.
+        num_threads: of this process.
+    """
 
     preset: str
     folder: str
@@ -58,6 +70,7 @@ def main(argv: list[str] | None = None) -> int:
     job = Job(**json.loads(path.read_text()))
     output = sys.stdout
     sys.stdout = sys.stderr  # libraries may print; standard output carries the protocol only
+    disable_progress_bar()  # of transformers' loading; standard error is the log of this process
 
     def report(message: dict[str, Any]) -> None:
         output.write(json.dumps(message) + "\n")
@@ -76,56 +89,119 @@ def run_chain(job: Job, report: Report) -> None:
     torch.set_num_threads(job.num_threads)
     settings, folder = job.settings(), Path(job.folder)
     corpus = Corpus(folder, settings)
+    todo = [name for name in job.chain if not is_finished(folder, name)]
+    plans = {name: _recipe_of(name, settings, job.seed) for name in todo}
     snapshots: list[tuple[Recipe, int, dict]] = []
-    for name in job.chain:
-        part = folder / "parts" / f"{name}.json"
-        if part.is_file():
-            continue
-        plan = recipe(name, settings.training, settings.languages, job.seed)
+    for position, name in enumerate(todo):
+        part = read_part(folder, name)
+        if name == UNTRAINED:
+            part, model = {"recipe": name}, _new_model(plans[name], corpus).eval()
+        elif part is None or not _model_file(folder, name).is_file():
+            (folder / "items" / f"{name}.jsonl").unlink(missing_ok=True)
+            later = [plans[other] for other in todo[position + 1 :] if other != UNTRAINED]
+            part, model = _train(plans[name], later, snapshots, corpus, report)
+        else:
+            model = ClsiForCausalLM.from_pretrained(folder / "models" / name)
+            model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
         started = time.monotonic()
-        run = RecipeRun(
-            plan,
-            corpus.stories,
-            corpus.merges,
-            new_model(plan, corpus.merges, corpus.frame_rate_hz, corpus.sampling_rate_hz),
-            corpus.frame_rate_hz,
-            folder / "work" / name,
-            report=lambda entry, name=name: report({"recipe": name, "tokens": entry["tokens"], "loss": entry["loss"]}),
-            logging_steps=20,
-        )
-        start = 0
-        for other, stages, snapshot in snapshots:
-            if stages > start and _same_beginning(plan, other, stages):
-                start = stages
-                run.restore(snapshot)
-        for index in range(start, len(plan.stages)):
-            run.run_stage(index)
-            if index + 1 < len(plan.stages):
-                snapshots.append((plan, index + 1, run.snapshot()))
-        result = run.finish()
-        trained = time.monotonic()
-        model_folder = folder / "models" / name
-        save_run(result, plan, model_folder)
-        save_processor(corpus, model_folder)
-        report({"recipe": name, "tokens": sum(result.ledger["total"]["tokens"].values()), "phase": "evaluate"})
-        alignment = evaluate(result.model, name, corpus, job)
-        part.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(
-            json.dumps(
-                {
-                    "recipe": name,
-                    "settings": plan.to_dict(),
-                    "parameters": sum(p.numel() for p in result.model.parameters()),
-                    "ledger": result.ledger,
-                    "curve": result.curve,
-                    "alignment": alignment,
-                    "seconds": {
-                        "training": round(trained - started, 1),
-                        "evaluation": round(time.monotonic() - trained, 1),
-                    },
-                }
-            )
-        )
+        if name != UNTRAINED:
+            tokens = sum(part["ledger"]["total"]["tokens"].values())
+            report({"recipe": name, "tokens": tokens, "phase": "evaluate"})
+            if not (folder / "items" / f"{name}.jsonl").is_file():
+                evaluate(model, name, corpus, job.split)
+        part["alignment"] = align(model, name, corpus, job)
+        part["recordings"] = recordings_record(folder)
+        seconds = part.setdefault("seconds", {})
+        seconds["evaluation"] = round(seconds.get("evaluation", 0) + time.monotonic() - started, 1)
+        write_json(_part_file(folder, name), part)
+
+
+def is_finished(folder: Path, name: str) -> bool:
+    """Whether a recipe (or `UNTRAINED`) is trained, scored and aligned on the data that are there."""
+    part = read_part(folder, name)
+    if part is None or "alignment" not in part or part["recordings"] != recordings_record(folder):
+        return False
+    items = folder / "items" / f"{name}.jsonl"
+    return name == UNTRAINED or (items.is_file() and _model_file(folder, name).is_file())
+
+
+def read_part(folder: Path, name: str) -> dict[str, Any] | None:
+    """What a process has left of a recipe, or None."""
+    path = _part_file(folder, name)
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def recordings_record(folder: Path) -> dict[str, Any] | None:
+    """What rows/recordings.py says of the encoded recordings; None without any, or with unfinished ones."""
+    path = folder / "data" / "recordings" / "encoding.json"
+    record = json.loads(path.read_text()).get(RECORDINGS_SPLIT) if path.is_file() else None
+    return record if record is not None and record["finished"] else None
+
+
+def _part_file(folder: Path, name: str) -> Path:
+    return folder / "parts" / f"{name}.json"
+
+
+def _model_file(folder: Path, name: str) -> Path:
+    return folder / "models" / name / "model.safetensors"
+
+
+def _recipe_of(name: str, settings: Preset, seed: int) -> Recipe:
+    # All recipes start from the same weights.
+    return recipe("interleave" if name == UNTRAINED else name, settings.training, settings.languages, seed)
+
+
+def _new_model(plan: Recipe, corpus: Corpus) -> ClsiForCausalLM:
+    return new_model(plan, corpus.merges, corpus.frame_rate_hz, corpus.sampling_rate_hz)
+
+
+def _train(
+    plan: Recipe,
+    later: list[Recipe],
+    snapshots: list[tuple[Recipe, int, dict]],
+    corpus: Corpus,
+    report: Report,
+) -> tuple[dict[str, Any], ClsiForCausalLM]:
+    """Train one recipe, save the model, and write its part file, which lacks the scores.
+
+    Args:
+        later: recipes that come after this one in the chain; what they can share is added to `snapshots`.
+        snapshots: ends of stages: (recipe, number of stages, state).
+    """
+    name, folder = plan.name, corpus.folder
+    started = time.monotonic()
+    run = RecipeRun(
+        plan,
+        corpus.stories,
+        corpus.merges,
+        _new_model(plan, corpus),
+        corpus.frame_rate_hz,
+        folder / "work" / name,
+        report=lambda entry: report({"recipe": name, "tokens": entry["tokens"], "loss": entry["loss"]}),
+        logging_steps=20,
+    )
+    start = 0
+    for other, stages, snapshot in snapshots:
+        if stages > start and _same_beginning(plan, other, stages):
+            start = stages
+            run.restore(snapshot)
+    for index in range(start, len(plan.stages)):
+        run.run_stage(index)
+        if any(_same_beginning(plan, other, index + 1) for other in later):
+            snapshots.append((plan, index + 1, run.snapshot()))
+    result = run.finish()
+    save_run(result, plan, folder / "models" / name)
+    save_processor(corpus, folder / "models" / name)
+    part = {
+        "recipe": name,
+        "settings": plan.to_dict(),
+        "parameters": sum(p.numel() for p in result.model.parameters()),
+        "ledger": result.ledger,
+        "curve": result.curve,
+        "seconds": {"training": round(time.monotonic() - started, 1)},
+    }
+    write_json(_part_file(folder, name), part)
+    return part, result.model
 
 
 def _same_beginning(a: Recipe, b: Recipe, stages: int) -> bool:
@@ -138,7 +214,7 @@ def _same_beginning(a: Recipe, b: Recipe, stages: int) -> bool:
 
 
 class Corpus:
-    """The built data, read back: training stories as tokens, and the vocabulary."""
+    """The built data, read back as tokens: training stories, cloze items, aligned sentences."""
 
     def __init__(self, folder: Path, settings: Preset):
         self.folder, self.settings = folder, settings
@@ -146,9 +222,14 @@ class Corpus:
         self.merges = UnitMerges.load(folder / "audio_tokenizer")
         self.frame_rate_hz = self.tokenizer.config.frame_rate
         self.sampling_rate_hz = self.tokenizer.config.sampling_rate
-        columns = read_columns(folder / "data" / "stories", "train")
-        units = {code: nested(columns[f"units_{code}"]) for code in settings.languages}
-        self.stories = TrainingStories(
+
+    @cached_property
+    def stories(self) -> TrainingStories:
+        """The training stories; read when they are first needed, since not every process trains."""
+        names = ["story_id", *(f"units_{code}" for code in self.settings.languages)]
+        columns = read_columns(self.folder / "data" / "stories", "train", names)
+        units = {code: nested(columns[f"units_{code}"]) for code in self.settings.languages}
+        return TrainingStories(
             ids=list(columns["story_id"]),
             units=units,
             tokens={code: merge_nested(self.merges, stories) for code, stories in units.items()},
@@ -202,24 +283,28 @@ class Corpus:
             second: self.merges.encode([b for _, b in pairs.values()]),
         }
 
-    def recorded_sentences(self) -> dict[str, list[np.ndarray]] | None:
-        """Aligned recordings of people that `reproduce` encoded, if any, as tokens."""
-        folder = self.folder / "data" / "recordings"
-        if not folder.is_dir():
+    def recorded_sentences(self, longest: int | None) -> dict[str, list[np.ndarray]] | None:
+        """Aligned recordings of people that `reproduce` encoded, as tokens; None without at least two.
+
+        Pairs with a sentence of more than `longest` tokens are left out; `align` counts them.
+        """
+        if recordings_record(self.folder) is None:
             return None
-        split = "test"
-        if not list_shards(folder, split):
-            return None
-        columns = read_columns(folder, split)
-        return {
-            code: self.merges.encode([story[0] for story in nested(columns[f"units_{code}"])])
+        columns = read_columns(self.folder / "data" / "recordings", RECORDINGS_SPLIT)
+        tokens = [
+            self.merges.encode([story[0] for story in nested(columns[f"units_{code}"])])
             for code in self.settings.languages
-        }
+        ]
+        pairs = zip(*tokens, strict=True)
+        kept = [pair for pair in pairs if longest is None or max(map(len, pair)) <= longest]
+        if len(kept) < 2:
+            return None
+        return {code: [pair[side] for pair in kept] for side, code in enumerate(self.settings.languages)}
 
 
 def flat(column: UnitColumn) -> list[np.ndarray]:
     """One unit array a row (endings)."""
-    return [np.asarray(column.units[a:b]) for a, b in zip(column.row_offsets, column.row_offsets[1:], strict=False)]
+    return [column.sentences(row)[0] for row in range(len(column.row_offsets) - 1)]
 
 
 def nested(column: UnitColumn) -> list[list[np.ndarray]]:
@@ -233,36 +318,43 @@ def merge_nested(merges: UnitMerges, stories: list[list[np.ndarray]]) -> list[li
     return [[next(tokens) for _ in story] for story in stories]
 
 
-def evaluate(model: ClsiForCausalLM, name: str, corpus: Corpus, job: Job) -> list[dict[str, Any]]:
-    """Score all cloze items into items/<name>.jsonl and return the alignment by layer."""
+def evaluate(model: ClsiForCausalLM, name: str, corpus: Corpus, split: str) -> None:
+    """Score all cloze items into items/<name>.jsonl, which appears whole or not at all."""
     path = corpus.folder / "items" / f"{name}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.unlink(missing_ok=True)
-    separator = model.config.separator
-    ids = {"none": None, "bos": model.config.bos_token_id, "eos": model.config.eos_token_id}
+    temporary = path.with_name(f".{path.name}.partial")
+    temporary.unlink(missing_ok=True)
+    separator = {"none": None, "bos": model.config.bos_token_id, "eos": model.config.eos_token_id}
     for task in TASKS:
-        items = corpus.items(task, job.split)
+        items = corpus.items(task, split)
         scores = score_items(
             model,
             items,
             bos_token_id=model.config.bos_token_id,
-            separator_token_id=ids[separator],
+            separator_token_id=separator[model.config.separator],
             progress=False,
         )
         keys = ("holdout", "prompt_language", "ending_language", "topic", "negative_topic")
         columns = {key: [item[key] for item in items] for key in keys}
-        write_item_scores(path, scores, append=path.is_file(), recipe=name, task=task, **columns)
-    return align(model, name, corpus, job)
+        write_item_scores(temporary, scores, append=True, recipe=name, task=task, **columns)
+    temporary.replace(path)
 
 
 def align(model: ClsiForCausalLM, name: str, corpus: Corpus, job: Job) -> list[dict[str, Any]]:
-    """Hidden-state alignment on held-out stories and, if there are any, on recordings."""
-    sets = {"stories": corpus.aligned_sentences(job.split), "parallel-prompts": corpus.recorded_sentences()}
+    """Hidden-state alignment on held-out stories and, if there are any, on recordings.
+
+    `dropped` counts recorded pairs that are too long for the model.
+    """
+    _, positions = model_limits(model)
+    longest = None if positions is None else positions - 1  # BOS comes before
+    recorded, record = corpus.recorded_sentences(longest), recordings_record(corpus.folder)
     first, second = corpus.settings.languages
-    entries = []
-    for data, sentences in sets.items():
-        if sentences is None:
-            continue
+    sets = [("stories", corpus.aligned_sentences(job.split), {})]
+    if recorded is not None:
+        sets.append(("parallel-prompts", recorded, {"dropped": record["rows"] - len(recorded[first])}))
+    return [
+        {"recipe": name, "data": data, **dropped, **layer}
+        for data, sentences, dropped in sets
         for layer in cross_lingual_alignment(
             model,
             sentences[first],
@@ -270,17 +362,8 @@ def align(model: ClsiForCausalLM, name: str, corpus: Corpus, job: Job) -> list[d
             bos_token_id=model.config.bos_token_id,
             seed=job.seed,
             progress=False,
-        ):
-            entries.append({"recipe": name, "data": data, **layer})
-    return entries
-
-
-def untrained_alignment(job: Job) -> list[dict[str, Any]]:
-    """The alignment of the same architecture with random weights: what training has to be compared with."""
-    settings, corpus = job.settings(), Corpus(Path(job.folder), job.settings())
-    plan = recipe("interleave", settings.training, settings.languages, job.seed)
-    model = new_model(plan, corpus.merges, corpus.frame_rate_hz, corpus.sampling_rate_hz).eval()
-    return align(model, UNTRAINED, corpus, job)
+        )
+    ]
 
 
 def save_processor(corpus: Corpus, folder: Path) -> None:

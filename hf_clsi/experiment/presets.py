@@ -1,7 +1,8 @@
 """Presets of the experiment: every choice that `hf-clsi reproduce` makes, in one place.
 
 The choices of `tiny` were made on the dev split (docs/miniature.md says what was tried); test items play no
-part in them. `gpu` keeps the same stations at a larger size; it has not been run on the machine that it is for.
+part in them. `gpu` keeps the same stations at a larger size; it has not been run on the machine that it is
+for.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ class SpeechSettings:
     """How text becomes speech.
 
     Attributes:
-        speaker: voice variant of espeak-ng, the same in both languages.
+        speakers: voice variants of espeak-ng; a story has one speaker, the same in both languages.
         rate_wpm: words per minute.
         reading: "phrases" speaks every phrase as its own utterance, as a slow reader does, with a pause that
             ends on a whole frame; "sentences" speaks whole sentences.
         pause_s: least pause between two phrases.
     """
 
-    speaker: str = "m3"
+    speakers: tuple[str, ...] = ("m3",)
     rate_wpm: int = 200
     reading: str = "phrases"
     pause_s: float = 0.08
@@ -34,14 +35,26 @@ class SpeechSettings:
     def __post_init__(self):
         if self.reading not in ("phrases", "sentences"):
             raise ValueError(f"reading must be 'phrases' or 'sentences', got '{self.reading}'.")
+        if not self.speakers:
+            raise ValueError("speakers is empty; name at least one voice variant of espeak-ng.")
+        if self.pause_s < 0:
+            raise ValueError(f"pause_s must not be negative, got {self.pause_s}.")
 
 
 @dataclass(frozen=True)
 class UnitSettings:
-    """How speech becomes units: arguments of ClsiUnitsConfig, and the merges on top."""
+    """How speech becomes units.
+
+    Attributes:
+        config: arguments of ClsiUnitsConfig.
+        num_merges: byte-pair merges on top; 0: the model sees plain units.
+        deduplicate: the model sees runs of equal units as one.
+        fit_sentences, merge_sentences: distinct training sentences that the codebook and the merges are
+            learned from, at most.
+    """
 
     config: dict[str, Any] = field(
-        default_factory=lambda: {"num_units": 128, "hop_length": 1280, "normalization": "global"}
+        default_factory=lambda: {"num_units": 64, "hop_length": 1280, "normalization": "global"}
     )
     num_merges: int = 1900
     deduplicate: bool = True
@@ -72,8 +85,16 @@ class Preset:
     languages: tuple[str, str] = ("en", "fr")
     same_character: bool = True
     headline: dict[str, str] = field(
-        default_factory=lambda: {"holdout": "strict", "span": "ending", "normalization": "sum"}
+        default_factory=lambda: {"holdout": "strict", "span": "whole", "normalization": "sum"}
     )
+
+    def __post_init__(self):
+        least = {"train_stories": 2, "dev_stories": 1, "items": 2, "alignment_pairs": 2}
+        for name, number in least.items():
+            if getattr(self, name) < number:
+                raise ValueError(f"{name} must be at least {number}, got {getattr(self, name)}.")
+        if self.items % 2:
+            raise ValueError(f"items must be even, since they come in symmetric pairs; got {self.items}.")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types, as saved with the results."""
@@ -106,9 +127,9 @@ def tiny() -> Preset:
         items=864,
         alignment_pairs=400,
         training=TrainingPreset(
-            budget_tokens=2_400_000,
+            budget_tokens=1_800_000,
             model=_llama(96, 2, 4, 256, 512, 0.08, "float32"),
-            optimizer=OptimizerSettings(learning_rate=4e-3),
+            optimizer=OptimizerSettings(learning_rate=8e-3),
             batch=BatchSettings(tokens_per_step=800, max_length=256, separator="bos"),
         ),
     )
@@ -165,7 +186,8 @@ def preset(name: str, changes: Mapping[str, Any] | None = None) -> Preset:
             `{"training.budget_tokens": 40_000, "training.model.text_config.hidden_size": 64}`.
 
     Raises:
-        ValueError: no such preset or setting; the message lists those that there are.
+        ValueError: no such preset or setting (the message lists those that there are), or a value of another
+            type than the setting's.
     """
     if name not in PRESETS:
         raise ValueError(f"unknown preset '{name}'; choose from {', '.join(PRESETS)}.")
@@ -183,10 +205,28 @@ def _changed(settings: Any, path: list[str], value: Any, whole: str) -> Any:
     if key not in known:
         close = get_close_matches(key, known, 1)
         hint = f" Did you mean '{close[0]}'?" if close else ""
-        raise ValueError(f"unknown setting '{whole}': '{key}' is not one of {known}.{hint}")
-    if len(path) > 1:
-        old = settings[key] if as_dict else getattr(settings, key)
-        if not (isinstance(old, dict) or is_dataclass(old)):
-            raise ValueError(f"setting '{whole}': '{key}' is the value {old!r} and has no fields.")
+        raise ValueError(f"unknown setting '{whole}': '{key}' is not one of {', '.join(known)}.{hint}")
+    old = settings[key] if as_dict else getattr(settings, key)
+    if len(path) == 1:
+        value = _of_the_same_type(value, old, whole)
+    elif isinstance(old, dict) or is_dataclass(old):
         value = _changed(old, path[1:], value, whole)
+    else:
+        raise ValueError(f"setting '{whole}': '{key}' is the value {old!r} and has no fields.")
     return {**settings, key: value} if as_dict else replace(settings, **{key: value})
+
+
+def _of_the_same_type(value: Any, old: Any, name: str) -> Any:
+    """The value, as JSON or a caller wrote it, in the type of the one that it replaces."""
+    if is_dataclass(old):
+        names = ", ".join(f"{name}.{entry.name}" for entry in fields(old))
+        raise ValueError(f"setting '{name}' is a group; change its fields: {names}.")
+    if isinstance(old, tuple) and isinstance(value, list):
+        return tuple(value)
+    if isinstance(old, float) and type(value) is int:
+        return float(value)
+    if type(old) is int and isinstance(value, float) and value.is_integer():  # 4e5
+        return int(value)
+    if type(value) is not type(old):
+        raise ValueError(f"setting '{name}' is {old!r} by default; got {value!r}, which is of another type.")
+    return value

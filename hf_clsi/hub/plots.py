@@ -204,7 +204,7 @@ def draw_alignment(axes: Axes, results: Mapping[str, Any], data: str, key: str) 
 
     scale, interval_key, label = {
         "gap": (1, "gap_ci95", "cosine, aligned - random"),
-        "retrieval_at_1": (100, "retrieval_ci95", "retrieval@1 (%)"),
+        "retrieval_at_1": (100, "retrieval_at_1_ci95", "retrieval@1 (%)"),
     }[key]
     axes.set_xlabel(f"layer ({data.replace('-', ' ')})")
     axes.set_ylabel(label)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,17 @@ here what it claims; **they must not be put beside the paper's** (arXiv 2512.018
 other units and far larger models.
 """
 
+_PHRASES = """\
+The stories are **read phrase by phrase**: every phrase is an utterance of its own, with a pause after it, so it
+sounds alike wherever it stands. That takes away most of what makes natural speech hard (docs/miniature.md).
+"""
+
 _TERMS = """\
 - **sSC** (story-cloze): the wrong ending contradicts the story. **sTC** (topic-cloze): it belongs to another
   topic. EN→FR: English prompt, French endings. Chance is 50%: items come in symmetric pairs, so that a
   scorer blind to the prompt gets exactly half of them right.
-- **strict** hold-out: the combination that the right ending needs was never heard in training. **tuple**:
-  only the whole combination of a story's contents is new.
+- **strict** hold-out: the story's (character, object) pair was never heard in training. **tuple**: the pair
+  was, but never with this place and action.
 - Spans: **gain** = log p(ending | prompt) - log p(ending | start), **ending** = log p(ending | prompt),
   **whole** = log p(prompt and ending). Normalization: **sum** over tokens, or **mean** per token.
 - ± is half the 95% Wilson interval over items. The topic intervals resample whole topics, whose items
@@ -60,6 +66,8 @@ def render_report(
     tables.check_results(results)
     lead = tables.headline(results)
     parts = [_OPENING, f"{_identity(results)}\n"]
+    if results.get("settings", {}).get("speech", {}).get("reading") == "phrases":
+        parts.append(_PHRASES)
     parts += [
         "## Accuracy\n",
         f"Headline: {_reading(lead)}. Percent.\n",
@@ -167,9 +175,14 @@ def _alignment(results: Mapping[str, Any]) -> list[str]:
 
 def _reproduce(results: Mapping[str, Any]) -> str:
     settings = results.get("settings", {})
-    preset, seed = settings.get("preset", "tiny"), settings.get("seed", 0)
+    command = f"hf-clsi reproduce --preset {settings.get('preset', 'tiny')} --output-dir DIR"
+    command += f" --seed {settings.get('seed', 0)}"
+    if settings.get("split", "test") != "test":
+        command += f" --split {settings['split']}"
+    for name, value in settings.get("changes", {}).items():
+        command += " --set " + shlex.quote(f"{name}={json.dumps(value)}")
     return (
-        f"```\nhf-clsi reproduce --preset {preset} --output-dir DIR --seed {seed}\n```\n\n"
+        f"```\n{command}\n```\n\n"
         "The same seed and versions give the same results.json, times aside. Beside this report lie\n"
         "`results.json` and `ledger.json` (every number above), `items/` (one score a line), `data/` and\n"
         "`models/`.\n"

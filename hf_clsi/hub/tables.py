@@ -319,7 +319,7 @@ def alignment_table(results: Mapping[str, Any], data: str, every_layer: bool = F
             layer = f"{entry['layer']} ({role})" if role and not every_layer else str(entry["layer"])
             gap = _with_range(_three(entry.get("gap")), _range(entry.get("gap_ci95"), _three))
             retrieval = _percent(entry.get("retrieval_at_1"))
-            retrieval = _with_range(retrieval, _range(entry.get("retrieval_ci95"), _percent))
+            retrieval = _with_range(retrieval, _range(entry.get("retrieval_at_1_ci95"), _percent))
             row = [recipe, layer, _three(entry.get("cosine")), _three(entry.get("random_cosine")), gap]
             row += [_three(entry.get("centred_cosine")), retrieval, _percent(entry.get("chance"), digits=2)]
             rows.append([*row, _integer(entry.get("n"))])
@@ -367,7 +367,10 @@ def claims_table(results: Mapping[str, Any], ledger: Mapping[str, Any]) -> str:
         tokens = [ledger_totals(ledger, entry[side])["tokens"] for side in ("a", "b")]
         seen = [" + ".join(f"{_integer(n)} {name.upper()}" for name, n in sorted(t.items())) for t in tokens]
         claim = f"{entry['a']} and {entry['b']} saw the same tokens"
-        rows.append([claim, f"{seen[0]}; {seen[1]}", _yes_no(entry.get("tokens_equal"))])
+        holds = _yes_no(entry["total_equal"] and entry["languages_equal"])
+        if entry["total_equal"] and not entry["languages_equal"]:
+            holds = "in all only"
+        rows.append([claim, f"{seen[0]}; {seen[1]}", holds])
     return markdown_table(["Claim", "Measured", "Holds"], rows, "lll")
 
 

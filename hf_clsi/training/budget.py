@@ -2,22 +2,24 @@
 
 Because the language draw is stateless (batches/interleave.py), everything a stage will read can be computed
 beforehand: which story in which epoch, in which language, where the last document is cut. The plan therefore
-knows its number of steps, and a stage ends on its budget to the token. The ledger counts independently, from
-the batches that really went into the model, and the two are compared at the end of every stage.
+knows its number of steps and its tokens per language, and a stage ends on its budget to the token. The ledger
+counts independently, from the batches that really went into the model, and is compared after every stage.
+Cost: one vectorized pass over the sentences and one permutation of the stories per epoch of a stage.
 
 Letters: N stories, S sentences of all stories, L languages, D documents of a stage, B batches.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any
 
 import numpy as np
 
 from ..batches.interleave import draw_languages, story_key
-from .recipes import StageSettings
+from .recipes import Recipe, StageSettings
 
 NO_LIMIT = 0
 ANY_LANGUAGE = -1
@@ -39,29 +41,44 @@ class StoryLengths:
     tokens: dict[str, np.ndarray]
 
     @classmethod
-    def of(cls, story_ids: Sequence[str], sentences: Mapping[str, Sequence[Sequence[np.ndarray]]]) -> StoryLengths:
+    def of(
+        cls, story_ids: Sequence[str], sentences: Mapping[str, Sequence[Sequence[np.ndarray]]]
+    ) -> StoryLengths:
         """From token arrays: `sentences[language][story][sentence]`.
 
         Raises:
-            ValueError: a story whose number of sentences differs between languages, or no story at all.
+            ValueError: no story at all, a language with more or fewer stories than ids, a story whose number
+                of sentences differs between languages, or one without a sentence or with an empty one.
         """
         if not len(story_ids):
             raise ValueError("there is no training story; a plan needs at least one.")
         languages = list(sentences)
-        counts = {code: np.array([len(story) for story in sentences[code]]) for code in languages}
-        for code in languages[1:]:
-            for index in np.flatnonzero(counts[code] != counts[languages[0]]):
+        counts: dict[str, np.ndarray] = {}
+        tokens: dict[str, np.ndarray] = {}
+        for code, stories in sentences.items():
+            if len(stories) != len(story_ids):
                 raise ValueError(
-                    f"story '{story_ids[index]}' has {counts[languages[0]][index]} sentences in {languages[0]} and "
+                    f"there are {len(story_ids)} story ids but {len(stories)} stories in {code}."
+                )
+            counts[code] = np.array([len(story) for story in stories], dtype=np.int64)
+            for index in np.flatnonzero(counts[code] != counts[languages[0]]):
+                expected = counts[languages[0]][index]
+                raise ValueError(
+                    f"story '{story_ids[index]}' has {expected} sentences in {languages[0]} and "
                     f"{counts[code][index]} in {code}; aligned stories have the same number."
+                )
+            for index in np.flatnonzero(counts[code] == 0):
+                raise ValueError(f"story '{story_ids[index]}' has no sentence; leave it out.")
+            tokens[code] = np.array([len(s) for story in stories for s in story], dtype=np.int64)
+            for sentence in np.flatnonzero(tokens[code] == 0):
+                index = np.searchsorted(np.cumsum(counts[code]), sentence, side="right")
+                raise ValueError(
+                    f"story '{story_ids[index]}' has a sentence without tokens in {code}; leave it out."
                 )
         return cls(
             keys=np.array([story_key(story_id) for story_id in story_ids], dtype=np.uint64),
             offsets=np.concatenate([[0], np.cumsum(counts[languages[0]])]),
-            tokens={
-                code: np.array([len(s) for story in sentences[code] for s in story], dtype=np.int64)
-                for code in languages
-            },
+            tokens=tokens,
         )
 
     def __len__(self) -> int:
@@ -79,12 +96,12 @@ class StagePlan:
     Attributes:
         settings: of the stage.
         story: [D] int64, index of the story.
-        epoch: [D] int64, epoch that its languages are drawn for.
+        epoch: [D] int64, epoch that its languages are drawn for; every stage counts its own from 0.
         language: [D] int64, index of its only language, or -1 where every sentence draws.
         max_tokens: [D] int64, cut to so many tokens; 0: whole.
         partner: [D] int64, the story that gives the other languages' sentences (-1: the story itself).
-        batches: [B + 1] int64, documents offsets.
-        tokens: [L] int64, tokens by language that the plan adds up to.
+        batches: [B + 1] int64, offsets of the batches among the documents.
+        tokens: [L] int64, tokens by language that will be read, exactly (special tokens do not count).
     """
 
     settings: StageSettings
@@ -128,13 +145,21 @@ def plan_stage(
         settings: the stage; its `parts` are not used here, `budgets` holds them in tokens.
         budgets: language -> tokens, or `{"*": tokens}` for interleaved stages.
         lengths: of the training stories, after merging.
-        languages: codes in the order of the collator.
+        languages: codes in the order of the collator (equal weights).
         tokens_per_step: sentence tokens a batch should reach (whole documents, so within one document).
-        seed: of the run; the order of stories also depends on the stage's name, the language and the epoch.
+        seed: of the run and of its collator; the order of stories also depends on the stage's name, the
+            language and the epoch.
 
     Raises:
-        ValueError: a budget that is not positive, or so large that the corpus would be read 10,000 times.
+        ValueError: a budget for other languages than the stage's, one that is not positive, or one so large
+            that the corpus would be read over 10,000 times; a story without a partner (unaligned mode).
     """
+    languages = tuple(languages)
+    if set(budgets) != set(settings.parts) or not set(budgets) <= {"*", *languages}:
+        raise ValueError(
+            f"stage '{settings.name}' has parts for {sorted(settings.parts)}, got budgets for "
+            f"{sorted(budgets)}; the languages are {', '.join(languages)}."
+        )
     for code, tokens in budgets.items():
         if tokens < 1:
             raise ValueError(
@@ -169,7 +194,8 @@ def plan_stage(
 
 def _generator(seed: int, *names: str | int) -> np.random.Generator:
     """A stream of its own for every purpose, the same on every machine."""
-    return np.random.default_rng([seed, *(story_key(name) if isinstance(name, str) else name for name in names)])
+    keys = [story_key(name) if isinstance(name, str) else name for name in names]
+    return np.random.default_rng([seed, *keys])
 
 
 def _monolingual(name, language, budget, lengths, languages, seed) -> _Documents:
@@ -182,16 +208,19 @@ def _monolingual(name, language, budget, lengths, languages, seed) -> _Documents
         counts[:, language] = per_story[order]
         return order, np.full(len(order), -1), counts
 
-    documents = _fill(budget, epoch_of)
+    def cut(epoch: int, story: int, partner: int, keep: int):
+        return np.where(np.arange(len(languages)) == language, keep, 0)
+
+    documents = _fill(name, budget, epoch_of, cut)
     documents.language[:] = language
     return documents
 
 
 def _interleaved(name, budget, lengths, languages, seed, unaligned) -> _Documents:
     """Stories whose sentences draw their language, up to exactly `budget` tokens."""
-    counts_of = np.diff(lengths.offsets)
+    starts, counts_of = lengths.offsets[:-1], np.diff(lengths.offsets)
     sentence_story = np.repeat(np.arange(len(lengths)), counts_of)
-    sentence_index = np.arange(len(sentence_story)) - np.repeat(lengths.offsets[:-1], counts_of)
+    sentence_index = np.arange(len(sentence_story)) - np.repeat(starts, counts_of)
 
     def epoch_of(epoch: int):
         drawn = draw_languages(
@@ -202,66 +231,90 @@ def _interleaved(name, budget, lengths, languages, seed, unaligned) -> _Document
             partner = _partners(_generator(seed, name, "partners", epoch), counts_of)
         counts = np.zeros((len(lengths), len(languages)), dtype=np.int64)
         for index, code in enumerate(languages):
-            source = lengths.offsets[:-1]
-            if unaligned and index > 0:  # the first language tells the story, the others tell its partner
-                source = source[partner]
+            # The first language tells the story, the others tell its partner, where it has one.
+            source = starts[partner] if unaligned and index > 0 else starts
             tokens = lengths.tokens[code][np.repeat(source, counts_of) + sentence_index]
             counts[:, index] = np.bincount(sentence_story, np.where(drawn == index, tokens, 0), len(lengths))
         order = _generator(seed, name, epoch).permutation(len(lengths))
         return order, partner[order], counts[order]
 
-    return _fill(budget, epoch_of)
+    def cut(epoch: int, story: int, partner: int, keep: int):
+        counts = np.zeros(len(languages), dtype=np.int64)
+        indices = np.arange(counts_of[story])
+        keys = np.full(len(indices), lengths.keys[story])
+        drawn = draw_languages(seed, epoch, keys, indices, len(languages))
+        for index, language in zip(indices.tolist(), drawn.tolist(), strict=True):
+            source = partner if unaligned and language > 0 else story
+            sentence = lengths.tokens[languages[language]][starts[source] + index]
+            counts[language] += min(int(sentence), keep - int(counts.sum()))
+        return counts
+
+    return _fill(name, budget, epoch_of, cut)
 
 
 def _partners(rng: np.random.Generator, sentence_counts: np.ndarray) -> np.ndarray:
     """For every story another one with the same number of sentences, each used once."""
     partner = np.empty(len(sentence_counts), dtype=np.int64)
-    for count in np.unique(sentence_counts):
-        members = np.flatnonzero(sentence_counts == count)
+    for size in np.unique(sentence_counts):
+        members = np.flatnonzero(sentence_counts == size)
         if len(members) < 2:
             raise ValueError(
-                f"only one story has {count} sentences, so it has no partner for unaligned interleaving; leave it "
-                "out or add more stories."
+                f"only one story has {size} sentences, so it has no partner for unaligned interleaving; "
+                "leave it out or add more stories."
             )
         ring = rng.permutation(members)
         partner[ring] = np.roll(ring, 1)
     return partner
 
 
-def _fill(budget: int, epoch_of) -> _Documents:
-    """Epoch after epoch until the budget is reached; the last document is cut to what is left."""
+def _fill(
+    name: str,
+    budget: int,
+    epoch_of: Callable[[int], tuple[np.ndarray, np.ndarray, np.ndarray]],
+    cut: Callable[[int, int, int, int], np.ndarray],
+) -> _Documents:
+    """Epoch after epoch until the budget is reached; the last document is cut to what is left.
+
+    Args:
+        epoch_of: epoch -> its stories in order [N], their partners [N], their tokens by language [N, L].
+        cut: (epoch, story, partner, tokens to keep) -> the tokens kept, by language [L].
+    """
     parts, seen = [], 0
-    for epoch in range(_MAX_EPOCHS):
+    for epoch in count():
         order, partner, counts = epoch_of(epoch)
-        cumulative = seen + np.cumsum(counts.sum(1))
+        totals = counts.sum(1)
+        if not epoch and budget > _MAX_EPOCHS * totals.sum():
+            raise ValueError(
+                f"stage '{name}' has a budget of {budget} tokens, for which it would read its {totals.sum()} "
+                f"tokens over {_MAX_EPOCHS} times; give more stories or a smaller budget."
+            )
+        cumulative = seen + np.cumsum(totals)
         last = int(np.searchsorted(cumulative, budget))  # first document that reaches the budget
         stop = min(last + 1, len(order))
         limits = np.full(stop, NO_LIMIT)
         counts = counts[:stop].copy()
         if last < len(order) and cumulative[last] > budget:
-            keep = int(budget - (cumulative[last - 1] if last else seen))
-            limits[-1] = keep
-            counts[-1] = 0  # the caller's ledger knows the languages of a cut document; see `cut_counts`
+            limits[-1] = totals[last] - (cumulative[last] - budget)
+            counts[-1] = cut(epoch, int(order[last]), int(partner[last]), int(limits[-1]))
         parts.append((order[:stop], np.full(stop, epoch), limits, partner[:stop], counts))
         seen = int(cumulative[stop - 1])
         if seen >= budget:
             break
-    else:
-        raise ValueError(f"a budget of {budget} tokens would read the corpus over {_MAX_EPOCHS} times.")
-    story, epoch, limits, partner, counts = (np.concatenate(column) for column in zip(*parts, strict=True))
-    return _Documents(story, epoch, np.full(len(story), ANY_LANGUAGE), limits, partner, counts)
+    story, epochs, limits, partner, counts = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return _Documents(story, epochs, np.full(len(story), ANY_LANGUAGE), limits, partner, counts)
 
 
 def _merge(name: str, parts: list[_Documents], seed: int) -> _Documents:
     """Documents of several languages, spread evenly: each language keeps its own order."""
     position = np.concatenate([(np.arange(len(part.story)) + 0.5) / len(part.story) for part in parts])
-    # A little noise, so that the mixture is no fixed rhythm; ties cannot occur.
+    # A little noise, so that the mixture is no fixed rhythm: at most 1 / D, while two documents of a language
+    # are 1 / (their number) apart and so keep their order.
     position += _generator(seed, name, "mixture").uniform(0, 1 / len(position), len(position))
     return _join(parts).take(np.argsort(position, kind="stable"))
 
 
 def _alternate(parts: list[_Documents], tokens_per_step: int) -> tuple[_Documents, np.ndarray]:
-    """Batches of one language each, in turns; what is left of the longer one comes at the end."""
+    """Batches of one language each, in turns; what one language has more than the other comes at the end."""
     ends = [_batch_ends(part.tokens.sum(1), tokens_per_step) for part in parts]
     starts = np.concatenate([[0], np.cumsum([len(part.story) for part in parts])])
     order, batches = [], [0]
@@ -279,7 +332,17 @@ def _join(parts: list[_Documents]) -> _Documents:
 
 
 def _batch_ends(tokens: np.ndarray, tokens_per_step: int) -> np.ndarray:
-    """Offsets of batches: batch i ends with the document that reaches (i + 1) * tokens_per_step."""
+    """Offsets [B + 1] of batches among documents of `tokens` [D].
+
+    Batch i (from 0) ends with the document that reaches (i + 1) * tokens_per_step, whatever the ones before
+    have overrun, so that the number of steps is the budget's; the last one takes the rest, up to one and a
+    half steps. A document that reaches several of these marks ends one batch, and none is empty.
+
+    >>> _batch_ends(np.array([6, 6, 6, 6, 6]), 10)
+    array([0, 2, 4, 5])
+    >>> _batch_ends(np.array([25, 2]), 10)
+    array([0, 1, 2])
+    """
     cumulative = np.cumsum(tokens)
     steps = max(1, round(int(cumulative[-1]) / tokens_per_step))
     ends = np.searchsorted(cumulative, np.arange(1, steps) * tokens_per_step) + 1
@@ -301,7 +364,7 @@ class Ledger:
 
     def open(self, name: str, mode: str) -> None:
         """Begin a stage."""
-        zeros = {code: 0 for code in self.languages}
+        zeros = dict.fromkeys(self.languages, 0)
         self.stages.append(
             {"stage": name, "mode": mode, "steps": 0, "tokens": dict(zeros), "units": dict(zeros)}
         )
@@ -323,39 +386,46 @@ class Ledger:
         return sum(stage["tokens"][code] for stage in self.stages for code in codes)
 
     def to_dict(self) -> dict[str, Any]:
-        """The recipe's entry of ledger.json."""
-        stages = [self._complete(stage) for stage in self.stages]
-        total: dict[str, Any] = {"steps": sum(stage["steps"] for stage in stages)}
-        for key in ("tokens", "units", "seconds", "epochs"):
-            total[key] = {
-                code: round(sum(stage[key][code] for stage in stages), 6) if key in ("seconds", "epochs")
-                else sum(stage[key][code] for stage in stages)
-                for code in self.languages
-            }  # fmt: skip
-        return {"stages": stages, "total": total}
+        """The recipe's entry of ledger.json: tokens, raw units, seconds and epochs by language."""
+        total: dict[str, Any] = {"steps": sum(stage["steps"] for stage in self.stages)}
+        for key in ("tokens", "units"):
+            total[key] = {code: sum(stage[key][code] for stage in self.stages) for code in self.languages}
+        return {"stages": [self._complete(stage) for stage in self.stages], "total": self._complete(total)}
 
-    def _complete(self, stage: dict[str, Any]) -> dict[str, Any]:
+    def _complete(self, counts: dict[str, Any]) -> dict[str, Any]:
+        tokens, units = counts["tokens"], counts["units"]
         return {
-            **stage,
-            "seconds": {code: round(units / self.frame_rate_hz, 6) for code, units in stage["units"].items()},
-            "epochs": {
-                code: round(tokens / self.corpus_tokens[code], 6) for code, tokens in stage["tokens"].items()
-            },
+            **counts,
+            "tokens": dict(tokens),
+            "units": dict(units),
+            "seconds": {code: round(units[code] / self.frame_rate_hz, 6) for code in self.languages},
+            "epochs": {code: round(tokens[code] / self.corpus_tokens[code], 6) for code in self.languages},
         }
 
 
-def stage_budgets(recipe, stage: StageSettings, ledger: Ledger) -> dict[str, int]:
-    """Tokens by language (or "*") that a stage gets, given what the run has seen so far."""
+def stage_budgets(recipe: Recipe, stage: StageSettings, ledger: Ledger) -> dict[str, int]:
+    """Tokens by language (or "*") that a stage gets, given what the run has seen so far.
+
+    Not positive where a completing stage comes too late; `plan_stage` refuses that.
+    """
     if stage.completes:
         targets = recipe.language_targets()
         return {code: targets[code] - ledger.tokens(code) for code in stage.parts}
     return {code: recipe.tokens(parts) for code, parts in stage.parts.items()}
 
 
-def matched(ledgers: Mapping[str, Mapping[str, Any]], pairs: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
-    """For pairs of recipes that must have seen the same: whether they did, in tokens, in total and per language.
+def matched(
+    ledgers: Mapping[str, Mapping[str, Any]], pairs: Sequence[tuple[str, str]]
+) -> list[dict[str, Any]]:
+    """Whether recipes have seen the same number of tokens, in total and per language.
 
-    Raw units follow the tokens only nearly (other stories, other runs): their ratio is given.
+    Args:
+        ledgers: recipe name -> `Ledger.to_dict()`.
+        pairs: names of recipes to compare; those with a recipe that was not run are left out.
+
+    Returns:
+        One entry a pair. `unit_ratio` is a's raw units over b's, by language: raw units follow the tokens
+        only nearly, since other stories have other runs and merges. A language that b never saw has none.
     """
     entries = []
     for a, b in pairs:
@@ -369,9 +439,9 @@ def matched(ledgers: Mapping[str, Mapping[str, Any]], pairs: Sequence[tuple[str,
                 "total_equal": sum(first["tokens"].values()) == sum(second["tokens"].values()),
                 "languages_equal": first["tokens"] == second["tokens"],
                 "unit_ratio": {
-                    code: round(first["units"][code] / second["units"][code], 4)
-                    for code in first["units"]
-                    if second["units"][code]
+                    code: round(units / second["units"][code], 4)
+                    for code, units in first["units"].items()
+                    if second["units"].get(code)
                 },
             }
         )

@@ -23,6 +23,8 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 MODES = ("monolingual", "mixed", "alternating", "interleaved", "interleaved-unaligned")
+SCHEDULES = ("stage", "run")
+DTYPES = ("float32", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -36,8 +38,9 @@ class StageSettings:
             "interleaved-unaligned" (as interleaved, the other language's sentences from another story).
         parts: budget per language in parts of the recipe's total (monolingual, mixed, alternating), or
             `{"*": parts}` where the draw decides (interleaved).
-        completes: this stage's per-language budgets are what is missing to the run's own per-language
-            targets, so that matched recipes end exactly equal however the interleaving draws fell.
+        completes: the stage's budgets are what each of its languages still lacks to the recipe's
+            `language_targets`, so that matched recipes end exactly equal however the interleaving draws fell;
+            its parts are then what is expected, not what is read.
     """
 
     name: str
@@ -55,6 +58,16 @@ class StageSettings:
                 f"stage '{self.name}': mode '{self.mode}' does not go with parts {self.parts}; interleaved "
                 "stages take {'*': parts}, all others name their languages."
             )
+        if self.mode == "monolingual" and len(self.parts) != 1:
+            raise ValueError(
+                f"stage '{self.name}': a monolingual stage has one language, got {', '.join(self.parts)}; "
+                "for several choose 'mixed' or 'alternating'."
+            )
+        if self.completes and "*" in self.parts:
+            raise ValueError(
+                f"stage '{self.name}': an interleaved stage cannot complete per-language targets, since the "
+                "draw decides how much of each language it reads."
+            )
 
 
 @dataclass(frozen=True)
@@ -63,6 +76,8 @@ class OptimizerSettings:
 
     Attributes:
         learning_rate: peak.
+        weight_decay: of matrices only, not of norms and biases (ours: the paper gives just the number).
+        max_grad_norm: gradients are clipped to this norm.
         warmup_share: of a schedule's steps.
         schedule: "stage" warms up and decays within every stage, "run" once over the whole recipe. The paper
             does not say which.
@@ -75,15 +90,21 @@ class OptimizerSettings:
     warmup_share: float = 0.05
     schedule: str = "stage"
 
+    def __post_init__(self):
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, got '{self.schedule}'.")
+        if not 0 <= self.warmup_share <= 1:
+            raise ValueError(f"warmup_share is a share of the steps, 0 to 1, got {self.warmup_share}.")
+
 
 @dataclass(frozen=True)
 class BatchSettings:
     """How documents become batches. Separators, isolation and BOS policy are unknown in the paper.
 
     Attributes:
-        tokens_per_step: sentence tokens of an optimizer step (614,400 in the paper).
+        tokens_per_step: sentence tokens of an optimizer step (614,400 in the paper), in one forward.
         max_length: tokens of a packed row (2,048 in the paper).
-        rows_per_forward: rows that go through the model at once; the rest of a step is accumulated. 0: all.
+        packing, isolate, separator: as in `InterleavingDataCollator`, which also checks them.
     """
 
     tokens_per_step: int = 614_400
@@ -92,16 +113,27 @@ class BatchSettings:
     isolate: bool = True
     separator: str = "none"
 
+    def __post_init__(self):
+        if self.tokens_per_step < 1:
+            raise ValueError(f"tokens_per_step must be at least 1, got {self.tokens_per_step}.")
+
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """The decoder, as keyword arguments of its config (`model_type` names the architecture)."""
+    """The decoder.
+
+    Attributes:
+        text_config: keyword arguments of its config; `model_type` names the architecture. Never changed.
+        dtype: of the forward and backward pass on a GPU, "float32" or "bfloat16" (autocast). Weights and
+            optimizer state are float32 always, and so is everything on a CPU.
+    """
 
     text_config: dict[str, Any]
     dtype: str = "float32"
 
-    def kwargs(self) -> dict[str, Any]:
-        return dict(self.text_config)
+    def __post_init__(self):
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got '{self.dtype}'.")
 
 
 @dataclass(frozen=True)
@@ -113,7 +145,8 @@ class Recipe:
         languages: (first, second) language.
         budget_tokens: tokens of 100 parts: what baseline-en-fr sees. Special tokens and pads do not count.
         stages: in order.
-        matched_with: a recipe that must see the same, in total and per language.
+        matched_with: the recipe that this one is held against. Both see the same total; per language they are
+            equal where a stage `completes`, and only nearly so where the draw alone decides.
     """
 
     name: str
@@ -126,12 +159,28 @@ class Recipe:
     seed: int = 0
     matched_with: str | None = None
 
+    def __post_init__(self):
+        if len(self.languages) != 2 or self.languages[0] == self.languages[1]:
+            raise ValueError(f"languages must be two different codes (first, second), got {self.languages}.")
+        if self.seed < 0:
+            raise ValueError(f"seed must not be negative, got {self.seed}.")
+        names = [stage.name for stage in self.stages]
+        if not names or len(set(names)) != len(names):
+            raise ValueError(f"recipe '{self.name}' needs stages with different names, got {names}.")
+        for stage in self.stages:
+            unknown = set(stage.parts) - {"*", *self.languages}
+            if unknown:
+                raise ValueError(
+                    f"stage '{stage.name}' of recipe '{self.name}' has parts for {sorted(unknown)}, but the "
+                    f"languages are {' and '.join(self.languages)}."
+                )
+
     def tokens(self, parts: float) -> int:
         """Parts of the budget in tokens."""
         return round(self.budget_tokens * parts / 100)
 
     def language_targets(self) -> dict[str, int]:
-        """Tokens that each language must have seen at the end, where the recipe fixes them: 75 / 25."""
+        """Tokens that each language must have seen after a stage that `completes`: 75 and 25 parts."""
         first, second = self.languages
         return {first: self.tokens(75), second: self.tokens(25)}
 
@@ -139,11 +188,26 @@ class Recipe:
         """Plain types, as saved beside the run."""
         return asdict(self)
 
+    @classmethod
+    def from_dict(cls, settings: dict[str, Any]) -> Recipe:
+        """Back from `to_dict`, also after JSON has made lists of the tuples."""
+        optimizer = {**settings["optimizer"], "betas": tuple(settings["optimizer"]["betas"])}
+        return cls(
+            **{
+                **settings,
+                "languages": tuple(settings["languages"]),
+                "stages": tuple(StageSettings(**stage) for stage in settings["stages"]),
+                "model": ModelSettings(**settings["model"]),
+                "optimizer": OptimizerSettings(**optimizer),
+                "batch": BatchSettings(**settings["batch"]),
+            }
+        )
+
 
 def _recipe(name, languages, preset, seed, stages, matched_with=None) -> Recipe:
     return Recipe(
         name=name,
-        languages=languages,
+        languages=tuple(languages),
         budget_tokens=preset.budget_tokens,
         stages=tuple(stages),
         model=preset.model,
@@ -157,7 +221,9 @@ def _recipe(name, languages, preset, seed, stages, matched_with=None) -> Recipe:
 def baseline_en(preset: TrainingPreset, languages=("en", "fr"), seed: int = 0) -> Recipe:
     """The first language alone: 75 parts."""
     first = languages[0]
-    return _recipe(f"baseline-{first}", languages, preset, seed, [StageSettings(first, "monolingual", {first: 75})])
+    return _recipe(
+        f"baseline-{first}", languages, preset, seed, [StageSettings(first, "monolingual", {first: 75})]
+    )
 
 
 def baseline_fr(preset: TrainingPreset, languages=("en", "fr"), seed: int = 0) -> Recipe:
@@ -185,14 +251,16 @@ def interleave(preset: TrainingPreset, languages=("en", "fr"), seed: int = 0) ->
 
 
 def interleave_ft(preset: TrainingPreset, languages=("en", "fr"), seed: int = 0) -> Recipe:
-    """50 parts of the first language, 20 interleaved, then batches of either language in turns up to 75 / 25."""
+    """50 parts of the first language, 20 interleaved, then batches of either one in turns up to 75 / 25."""
     first, second = languages
     stages = [
         StageSettings(first, "monolingual", {first: 50}),
         StageSettings("interleaved", "interleaved", {"*": 20}),
         StageSettings("fine-tuning", "alternating", {first: 15, second: 15}, completes=True),
     ]
-    return _recipe("interleave-ft", languages, preset, seed, stages, matched_with=f"baseline-{first}-{second}")
+    return _recipe(
+        "interleave-ft", languages, preset, seed, stages, matched_with=f"baseline-{first}-{second}"
+    )
 
 
 def interleave_unaligned(preset: TrainingPreset, languages=("en", "fr"), seed: int = 0) -> Recipe:
@@ -239,18 +307,3 @@ def recipe(name: str, preset: TrainingPreset, languages=("en", "fr"), seed: int 
     if name not in RECIPES:
         raise ValueError(f"unknown recipe '{name}'; choose from {', '.join(RECIPES)}.")
     return RECIPES[name](preset, languages, seed)
-
-
-def _llama(hidden: int, layers: int, heads: int, intermediate: int, positions: int, **more: Any) -> ModelSettings:
-    return ModelSettings(
-        {
-            "model_type": "llama",
-            "hidden_size": hidden,
-            "num_hidden_layers": layers,
-            "num_attention_heads": heads,
-            "num_key_value_heads": heads,
-            "intermediate_size": intermediate,
-            "max_position_embeddings": positions,
-            **more,
-        }
-    )

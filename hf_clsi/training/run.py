@@ -1,11 +1,12 @@
-"""A recipe and training stories become a trained model, its loss curve and its ledger, by the plain Trainer."""
+"""A recipe and training stories become a trained model, its loss curve and its ledger, by plain Trainers."""
 
 from __future__ import annotations
 
 import copy
 import json
-import logging
-from collections.abc import Callable, Mapping, Sequence
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from ..batches.collator import InterleavingDataCollator
 from ..configuration_clsi import ClsiConfig
@@ -23,8 +24,6 @@ from .recipes import Recipe
 
 if TYPE_CHECKING:
     from ..units.merges import UnitMerges
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -82,7 +81,7 @@ class _PlannedBatches(Sampler):
 
 
 class LedgerTrainer(Trainer):
-    """The Trainer, reading a stage's plan in its order and writing into the ledger what it fed to the model."""
+    """The Trainer, reading a stage's plan in its order and writing into the ledger what it really fed."""
 
     def __init__(self, *args, plan: StagePlan, ledger: Ledger, **kwargs):
         super().__init__(*args, **kwargs)
@@ -111,6 +110,8 @@ class _Progress(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         self.ledger.step()
+        if state.global_step == state.max_steps:
+            control.should_log = True  # so that the curve reaches the end of the stage
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if not logs or "loss" not in logs:
@@ -139,10 +140,12 @@ def learning_rate_factor(step: int, total: int, warmup_share: float) -> float:
     return max(0.0, (total - step) / (total - warmup + 1))
 
 
-def new_model(recipe: Recipe, merges: UnitMerges, frame_rate_hz: float, sampling_rate_hz: int) -> ClsiForCausalLM:
+def new_model(
+    recipe: Recipe, merges: UnitMerges, frame_rate_hz: float, sampling_rate_hz: int
+) -> ClsiForCausalLM:
     """A model of the recipe's settings with random weights, seeded by the recipe; on the CPU, in float32."""
     config = ClsiConfig(
-        text_config=recipe.model.kwargs(),
+        text_config=recipe.model.text_config,  # copied by the config
         num_units=merges.num_units,
         num_merges=merges.num_merges,
         deduplicate=merges.deduplicate,
@@ -154,6 +157,38 @@ def new_model(recipe: Recipe, merges: UnitMerges, frame_rate_hz: float, sampling
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         return ClsiForCausalLM(config)
+
+
+def _plan(recipe: Recipe, lengths: StoryLengths) -> list[StagePlan]:
+    """All stages, each with the budgets that the plans before it leave."""
+    ledger = Ledger(recipe.languages, dict.fromkeys(recipe.languages, 1), frame_rate_hz=1.0)
+    plans = []
+    for stage in recipe.stages:
+        plans.append(
+            plan_stage(
+                stage,
+                stage_budgets(recipe, stage, ledger),
+                lengths,
+                recipe.languages,
+                recipe.batch.tokens_per_step,
+                recipe.seed,
+            )
+        )
+        ledger.open(stage.name, stage.mode)
+        ledger.add(np.stack([plans[-1].tokens, np.zeros_like(plans[-1].tokens)], axis=1))
+    return plans
+
+
+@contextmanager
+def _untouched_random_state() -> Iterator[None]:
+    """Afterwards the global generators, which a Trainer seeds, are as they were."""
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
 
 
 @dataclass
@@ -172,14 +207,17 @@ class RecipeRun:
         recipe: complete settings.
         stories: training stories, merged with `merges`.
         merges: the vocabulary.
-        model: to start from (`new_model`, or training/initialize.py).
+        model: to start from (`new_model`, or training/initialize.py); its weights are trained in place.
         frame_rate_hz: of the raw units.
         output_dir: where the Trainer may write; nothing of it is needed afterwards.
         report: called with every logged entry of the loss curve.
         logging_steps: steps between two entries.
 
+    The stages are planned at once, so that a budget that cannot be met is refused before the first step.
+
     Raises:
-        RuntimeError: after a stage, the ledger disagrees with the plan.
+        ValueError: stories that lack a language, or that `plan_stage` refuses; stages run out of order.
+        RuntimeError: after a stage, the ledger disagrees with the plan; more than one process.
     """
 
     def __init__(
@@ -195,20 +233,28 @@ class RecipeRun:
     ):
         self.recipe, self.stories, self.merges, self.model = recipe, stories, merges, model
         self.output_dir, self.report, self.logging_steps = Path(output_dir), report, logging_steps
-        self.lengths = stories.lengths()
-        corpus = {code: int(self.lengths.tokens[code].sum()) for code in recipe.languages}
-        self.ledger = Ledger(tuple(recipe.languages), corpus, frame_rate_hz)
+        for code in recipe.languages:
+            if code not in stories.tokens or code not in stories.units:
+                raise ValueError(
+                    f"recipe '{recipe.name}' needs tokens and units in {code}; the stories have none."
+                )
+        lengths = stories.lengths()
+        corpus = {code: int(lengths.tokens[code].sum()) for code in recipe.languages}
+        self.ledger = Ledger(recipe.languages, corpus, frame_rate_hz)
+        self.plans = _plan(recipe, lengths)
         self.curve: list[dict[str, Any]] = []
         settings = recipe.optimizer
         decay = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
         plain = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]  # norms and biases
         self.optimizer = torch.optim.AdamW(
-            [{"params": decay, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0}],
+            [
+                {"params": decay, "weight_decay": settings.weight_decay},
+                {"params": plain, "weight_decay": 0.0},
+            ],
             lr=settings.learning_rate,
             betas=settings.betas,
             fused=True,
         )
-        self._steps_done = 0
 
     def run(self) -> TrainingResult:
         """All stages."""
@@ -229,59 +275,69 @@ class RecipeRun:
                 "optimizer": self.optimizer.state_dict(),
                 "stages": self.ledger.stages,
                 "curve": self.curve,
-                "steps": self._steps_done,
             }
         )
 
     def restore(self, snapshot: dict[str, Any]) -> None:
-        """Go on from where another run of the same model was."""
+        """Go on from where another run was, whose settings and stages up to there are this one's.
+
+        Raises:
+            RuntimeError: the other run has fed other tokens than this one plans for those stages.
+        """
         snapshot = copy.deepcopy(snapshot)
+        for stage, plan in zip(snapshot["stages"], self.plans, strict=False):
+            self._compare(stage, plan)
         self.model.load_state_dict(snapshot["model"])
         self.optimizer.load_state_dict(snapshot["optimizer"])
         self.ledger.stages = snapshot["stages"]
         self.curve[:] = snapshot["curve"]
-        self._steps_done = snapshot["steps"]
 
     def run_stage(self, index: int) -> None:
-        """One stage, exactly on its budget."""
-        recipe, stage = self.recipe, self.recipe.stages[index]
-        budgets = stage_budgets(recipe, stage, self.ledger)
-        plan = plan_stage(
-            stage, budgets, self.lengths, recipe.languages, recipe.batch.tokens_per_step, recipe.seed
-        )
-        self.ledger.open(stage.name, stage.mode)
-        before = self.ledger.tokens()
-        scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._schedule(plan.num_steps))
-        trainer = LedgerTrainer(
-            model=self.model,
-            args=self._arguments(plan),
-            train_dataset=PlannedDocuments(plan, self.stories, recipe.languages),
-            data_collator=self._collator(),
-            callbacks=[_Progress(stage.name, self.ledger, self.curve, self.report)],
-            optimizers=(self.optimizer, scheduler),
-            plan=plan,
-            ledger=self.ledger,
-        )
-        for callback in list(trainer.callback_handler.callbacks):
-            if type(callback).__name__ in ("ProgressCallback", "PrinterCallback"):
-                trainer.remove_callback(callback)  # `report` shows progress
-        trainer.train()
-        self._steps_done += plan.num_steps
-        fed, planned = self.ledger.tokens() - before, sum(budgets.values())
-        if fed != planned or self.ledger.stages[-1]["steps"] != plan.num_steps:
+        """One stage, exactly on its budget; the stages before it must have been run."""
+        recipe, stage, plan = self.recipe, self.recipe.stages[index], self.plans[index]
+        if index != len(self.ledger.stages):
+            raise ValueError(f"stage {index} cannot be run now; the next one is {len(self.ledger.stages)}.")
+        arguments = self._arguments(plan)
+        if arguments.world_size > 1:
             raise RuntimeError(
-                f"stage '{stage.name}' of {recipe.name} fed {fed} tokens in {self.ledger.stages[-1]['steps']} "
-                f"steps; its plan says {planned} in {plan.num_steps}. Do the stories and the plan come from the "
-                "same merges?"
+                f"this is one of {arguments.world_size} processes, and each would read the whole budget; run "
+                "a recipe in one process."
+            )
+        self.ledger.open(stage.name, stage.mode)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._schedule(index))
+        with _untouched_random_state():
+            trainer = LedgerTrainer(
+                model=self.model,
+                args=arguments,
+                train_dataset=PlannedDocuments(plan, self.stories, recipe.languages),
+                data_collator=self._collator(),
+                callbacks=[_Progress(stage.name, self.ledger, self.curve, self.report)],
+                optimizers=(self.optimizer, scheduler),
+                plan=plan,
+                ledger=self.ledger,
+            )
+            trainer.remove_callback(PrinterCallback)  # `report` shows progress
+            trainer.train()
+        # What a Trainer leaves on a model: autocast around its forward, the mark that this has been done (the
+        # next stage does it again), and a flag in the config.
+        for name in ("forward", "_original_forward", "_is_accelerate_prepared"):
+            vars(self.model).pop(name, None)
+        vars(self.model.config).pop("use_cache", None)
+        self._compare(self.ledger.stages[-1], plan)
+
+    def _compare(self, fed: dict[str, Any], plan: StagePlan) -> None:
+        """A stage's entry in the ledger against its plan."""
+        planned = dict(zip(self.recipe.languages, plan.tokens.tolist(), strict=True))
+        if fed["tokens"] != planned or fed["steps"] != plan.num_steps:
+            raise RuntimeError(
+                f"stage '{fed['stage']}' of {self.recipe.name} fed {fed['tokens']} tokens in {fed['steps']} "
+                f"steps; its plan says {planned} in {plan.num_steps}. Have the stories changed since?"
             )
 
-    def _schedule(self, steps: int) -> Callable[[int], float]:
-        settings = self.recipe.optimizer
-        if settings.schedule == "stage":
-            return lambda step: learning_rate_factor(step, steps, settings.warmup_share)
-        tokens = sum(sum(self.recipe.tokens(p) for p in stage.parts.values()) for stage in self.recipe.stages)
-        total = max(round(tokens / self.recipe.batch.tokens_per_step), self._steps_done + steps)
-        done = self._steps_done
+    def _schedule(self, index: int) -> Callable[[int], float]:
+        """Step of stage `index` -> share of the peak learning rate."""
+        settings, steps = self.recipe.optimizer, [plan.num_steps for plan in self.plans]
+        done, total = (0, steps[index]) if settings.schedule == "stage" else (sum(steps[:index]), sum(steps))
         return lambda step: learning_rate_factor(done + step, total, settings.warmup_share)
 
     def _collator(self) -> InterleavingDataCollator:
@@ -321,10 +377,10 @@ class RecipeRun:
 
 
 def save_run(result: TrainingResult, recipe: Recipe, folder: str | Path) -> None:
-    """The model in safetensors, with `recipe.json` (effective settings) and `training.json` (curve, ledger)."""
+    """The model in safetensors, with `recipe.json` (`Recipe.from_dict` reads it) and `training.json`."""
     folder = Path(folder)
     result.model.save_pretrained(folder)
-    (folder / "recipe.json").write_text(json.dumps(recipe.to_dict(), indent=2) + "\n")
+    (folder / "recipe.json").write_text(json.dumps(recipe.to_dict(), indent=2) + "\n", encoding="utf-8")
     (folder / "training.json").write_text(
-        json.dumps({"curve": result.curve, "ledger": result.ledger}, indent=1) + "\n"
+        json.dumps({"curve": result.curve, "ledger": result.ledger}, indent=1) + "\n", encoding="utf-8"
     )

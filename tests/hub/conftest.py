@@ -150,7 +150,7 @@ def _alignment(random):
                     "gap_ci95": [gap - 0.012, gap + 0.012],
                     "centred_cosine": 1.5 * gap,
                     "retrieval_at_1": retrieval,
-                    "retrieval_ci95": _wilson(retrieval, n),
+                    "retrieval_at_1_ci95": _wilson(retrieval, n),
                     "chance": 1 / n,
                 }
 
@@ -209,5 +209,7 @@ def ledger():
         }
     return {
         "recipes": recipes,
-        "matched": [{"a": "baseline-en-fr", "b": "interleave-ft", "tokens_equal": True}],
+        "matched": [
+            {"a": "baseline-en-fr", "b": "interleave-ft", "total_equal": True, "languages_equal": True}
+        ],
     }

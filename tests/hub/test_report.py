@@ -38,6 +38,12 @@ def test_the_parts_come_in_order_and_the_headline_leads(results, ledger):
     assert "![Accuracy, training and alignment](report.png)" in report
 
 
+def test_the_command_that_repeats_a_run_has_its_split_and_changes(results, ledger):
+    results["settings"] |= {"split": "dev", "changes": {"items": 48, "speech.reading": "sentences"}}
+    command = "hf-clsi reproduce --preset tiny --output-dir DIR --seed 0 --split dev --set items=48"
+    assert f"{command} --set 'speech.reading=\"sentences\"'\n" in render_report(results, ledger)
+
+
 def test_every_table_is_well_formed(results, ledger):
     lines = render_report(results, ledger).splitlines()
     tables = 0

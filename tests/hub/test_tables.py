@@ -164,7 +164,9 @@ def small_ledger():
             "interleave-ft": {"stages": [english, mixed]},
             "baseline-en": {"stages": [english], "total": {"tokens": {"en": 3000}, "steps": 10}},
         },
-        "matched": [{"a": "baseline-en", "b": "interleave-ft", "tokens_equal": False}],
+        "matched": [
+            {"a": "baseline-en", "b": "interleave-ft", "total_equal": False, "languages_equal": False}
+        ],
     }
 
 
@@ -188,9 +190,9 @@ def test_stages_show_what_a_language_was_not_part_of(small_ledger):
 
 def test_matched_recipes_stand_side_by_side(small_ledger):
     assert tables.matched_table(small_ledger) == (
-        "| A | B | Tokens EN, A / B | Tokens FR, A / B | tokens equal |\n"
-        "|:--|:--|--:|--:|--:|\n"
-        "| baseline-en | interleave-ft | 3,000 / 3,600 | 0 / 400 | no |"
+        "| A | B | Tokens EN, A / B | Tokens FR, A / B | total equal | languages equal |\n"
+        "|:--|:--|--:|--:|--:|--:|\n"
+        "| baseline-en | interleave-ft | 3,000 / 3,600 | 0 / 400 | no | no |"
     )
 
 
@@ -210,7 +212,7 @@ def alignment():
 
     return {
         "alignment": [
-            entry("untrained", 0, 0.02, gap_ci95=[-0.01, 0.11], retrieval_ci95=[0.0, 0.1]),
+            entry("untrained", 0, 0.02, gap_ci95=[-0.01, 0.11], retrieval_at_1_ci95=[0.0, 0.1]),
             *(entry("interleave", layer, at_1) for layer, at_1 in enumerate((0.02, 0.08, 0.06, 0.04))),
             entry("interleave", 0, 0.5, data="parallel-prompts"),
         ]
@@ -245,9 +247,14 @@ def test_claims_hold_only_with_evidence(results, ledger):
     for entry in weaker["comparisons"]:  # and this direction is not significant
         if (entry["prompt_language"], entry["b"]) == ("fr", "interleave-unaligned"):
             entry["p_value"] = 0.002
-    ledger["matched"][0]["tokens_equal"] = False
+    ledger["matched"][0]["total_equal"] = False
     verdicts = [line.rsplit("| ", 1)[1] for line in tables.claims_table(weaker, ledger).splitlines()[2:]]
     assert verdicts == ["no |", "yes |", "yes |", "no |", "yes |", "yes |", "no |"]
+
+
+def test_recipes_that_are_equal_in_all_but_not_by_language_say_so(results, ledger):
+    ledger["matched"][0]["languages_equal"] = False
+    assert tables.claims_table(results, ledger).splitlines()[-1].endswith("| in all only |")
 
 
 def test_a_claim_about_too_few_items_does_not_hold(results, ledger):

@@ -59,8 +59,8 @@ def test_lloyd_goes_on_until_nothing_changes():
     ("tolerance", "expected"), [(0.9, [1.0, 6.0]), (0.5, [1.5, 6.5]), (1e-5, [2.0, 7.0])]
 )
 def test_lloyd_stops_once_the_error_falls_by_less_than_the_tolerance(tolerance, expected):
-    # Squared distances of the points from the centers 0 1, 0 5, 1 6, 1.5 6.5, ...: 204, 40 (80% less), 25 (38%
-    # less), 22.5 (10% less), 20 (11% less), 20. The centers at the stop are the means found last.
+    # Squared distances from the centers 0 1, 0 5, 1 6, 1.5 6.5, 2 7: 204, 40 (80% less), 25 (38%
+    # less), 22.5 (10% less), 20 (11% less). The centers at the stop are the means found last.
     points = torch.arange(10, dtype=torch.float32)[:, None]
     centers = lloyd(points, torch.tensor([[0.0], [1.0]]), num_iterations=10, tolerance=tolerance)
     assert centers.flatten().tolist() == expected
