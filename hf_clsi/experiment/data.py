@@ -9,8 +9,8 @@
 Tokenizer, normalization and merges see training speech only. Every distinct sentence is spoken and encoded
 once. Nothing here is random but by the seed, and nothing depends on the number of processes.
 
-Memory: the texts and units of everything, and the waveforms of one block of sentences and of the utterances
-that later blocks share with it.
+Memory: the texts and units of everything, and the waveforms of the sentences that the tokenizer is fitted on,
+of one block of sentences, and of the utterances that later blocks share with it.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -69,14 +70,14 @@ def main(argv: list[str] | None = None) -> int:
     path = Path((sys.argv[1:] if argv is None else argv)[0])
     job = Job(**json.loads(path.read_text()))
     output = sys.stdout
-    sys.stdout = sys.stderr  # libraries may print; standard output carries the protocol only
     disable_progress_bar()  # of transformers' loading; standard error is the log of this process
 
     def report(message: dict[str, Any]) -> None:
         output.write(json.dumps(message) + "\n")
         output.flush()
 
-    run_chain(job, report)
+    with redirect_stdout(sys.stderr):  # libraries may print; standard output carries the protocol only
+        run_chain(job, report)
     return 0
 
 

@@ -98,6 +98,12 @@ def reproduce(
     if not names:
         raise ValueError(f"recipes is empty; choose from {', '.join(RECIPES)}.")
     plans = {name: recipe(name, settings.training, settings.languages, seed) for name in names}
+    for name, plan in plans.items():
+        if plan.name != name:
+            raise ValueError(
+                f"recipes and report are named for English and French: with languages {settings.languages}, "
+                f"'{name}' would be '{plan.name}'."
+            )
     if recordings is not None:
         find_recordings(recordings, list(settings.languages))  # refuses a wrong path before any work
     num_processes = num_processes or available_cores()
@@ -146,7 +152,7 @@ def reproduce(
     times["recipes"] = {name: parts[name]["seconds"] for name in names}
     write_json(folder / "times.json", times)
     shutil.rmtree(folder / "work", ignore_errors=True)
-    return results
+    return _read_json(folder / "results.json")
 
 
 def available_cores() -> int:
@@ -299,6 +305,7 @@ def _train(base: Job, plans: dict[str, Recipe], num_processes: int, progress: bo
                         stdout=subprocess.PIPE,
                         stderr=log,
                         text=True,
+                        errors="replace",
                         env=environment | own,
                     )
                 processes.append(process)

@@ -65,6 +65,9 @@ def test_version(capsys):
         "bake",
         "reproduce",
         "reproduce --output-dir x --preset huge",
+        "reproduce --output-dir x --split validation",
+        "reproduce --output-dir x --set items",
+        "reproduce --output-dir x --set =5",
         "encode",
         "encode in",
         "encode in --bad",
@@ -80,7 +83,8 @@ def test_wrong_usage_is_exit_code_2(line, capsys):
 def test_reproduce_forwards_its_options(reproduce, capsys):
     line = (
         "reproduce --preset small --output-dir runs/x --seed 7 --num-processes 3 "
-        "--recipes interleave,baseline-en --overwrite --no-progress"
+        "--recipes interleave,baseline-en --overwrite --no-progress --split dev --recordings speech "
+        "--set items=48 --set speech.reading=sentences --set units.config.num_units=1e2 --set items=96"
     )
     assert main(line.split()) == 0
     assert reproduce.calls == [
@@ -92,6 +96,9 @@ def test_reproduce_forwards_its_options(reproduce, capsys):
                 "recipes": ["interleave", "baseline-en"],
                 "progress": False,
                 "resume": False,
+                "split": "dev",
+                "recordings": Path("speech"),
+                "changes": {"items": 96, "speech.reading": "sentences", "units.config.num_units": 100.0},
             },
         )
     ]
@@ -102,8 +109,16 @@ def test_reproduce_has_defaults(reproduce):
     assert main(["reproduce", "--output-dir", "runs/x"]) == 0
     ((arguments, options),) = reproduce.calls
     assert arguments == ("tiny", Path("runs/x"))
-    assert options["seed"] == 0 and options["recipes"] is None and options["progress"] and options["resume"]
-    assert options["num_processes"] >= 1
+    assert options == {
+        "seed": 0,
+        "num_processes": None,
+        "recipes": None,
+        "progress": True,
+        "resume": True,
+        "split": "test",
+        "recordings": None,
+        "changes": {},
+    }
 
 
 @pytest.mark.parametrize("error", [ValueError, RuntimeError, FileExistsError])
