@@ -22,7 +22,8 @@ other units and far larger models.
 
 _PHRASES = """\
 The stories are **read phrase by phrase**: every phrase is an utterance of its own, with a pause after it, so
-it sounds alike wherever it stands. That takes away most of what makes natural speech hard (docs/miniature.md).
+it sounds alike wherever it stands. That takes away most of what makes natural speech hard; docs/miniature.md
+says what happens without it.
 """
 
 _TERMS = """\
