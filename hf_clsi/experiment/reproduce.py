@@ -380,10 +380,12 @@ def _scores(folder: Path, names: Sequence[str], settings: Preset, seed: int) -> 
     ]
     for name in names:
         scores, columns = read_item_scores(folder / "items" / f"{name}.jsonl")
-        table = {key: np.array(columns[key]) for key in (*cells[0], "topic")}
+        table = {key: np.array(columns[key]) for key in (*cells[0], "topic", "negative_topic")}
         for number, cell in enumerate(cells):
             chosen = np.flatnonzero(np.all([table[key] == value for key, value in cell.items()], axis=0))
             own, topics = scores.select(chosen), table["topic"][chosen]
+            if cell["task"] == "topiccloze":  # an item has two topics, and resembles all items of either
+                topics = np.stack([topics, table["negative_topic"][chosen]], axis=1)
             scored[name, number] = own, topics
             rows += cloze_rows(own, recipe=name, clusters=topics, seed=seed, **cell)
     for a, b in COMPARISONS:

@@ -34,9 +34,9 @@ _TERMS = """\
   was, but never with this place and action.
 - Spans: **gain** = log p(ending | prompt) - log p(ending | start), **ending** = log p(ending | prompt),
   **whole** = log p(prompt and ending). Normalization: **sum** over tokens, or **mean** per token.
-- ± is half the 95% Wilson interval over items. The topic intervals resample whole topics, whose items
-  resemble each other; where the two differ, trust the wider one. **Bold**: both intervals lie above chance;
-  *italic*: both lie below.
+- ± is half the 95% Wilson interval over items. The topic intervals resample whole topics (for topic-cloze,
+  those of both endings), whose items resemble each other; where the two differ, trust the wider one.
+  **Bold**: both intervals lie above chance; *italic*: both lie below.
 """
 
 
