@@ -211,6 +211,11 @@ class ClsiConfig(PreTrainedConfig):
         return self.num_units + self.num_merges + 2
 
     @property
+    def separator_token_id(self) -> int | None:
+        """Id of the token between sentences; None where nothing stands there."""
+        return {"none": None, "bos": self.bos_token_id, "eos": self.eos_token_id}[self.separator]
+
+    @property
     def hop_length(self) -> int:
         """Samples of audio in one unit (before collapsing and merging)."""
         return round(self.sampling_rate / self.frame_rate)

@@ -145,3 +145,9 @@ def test_saved_config_names_every_class_and_no_derived_number(tmp_path):
         "AutoModelForCausalLM": "modeling_clsi.ClsiForCausalLM",
     }
     assert not {"vocab_size", "bos_token_id", "eos_token_id", "pad_token_id", "hop_length"} & set(saved)
+
+
+@pytest.mark.parametrize(("separator", "token"), [("none", None), ("bos", 12), ("eos", 13)])
+def test_the_separator_is_one_of_the_special_tokens(separator, token):
+    config = ClsiConfig(num_units=10, num_merges=2, separator=separator)
+    assert config.separator_token_id == token

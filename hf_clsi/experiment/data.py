@@ -37,7 +37,7 @@ from ..rows.schema import cloze_columns, story_columns
 from ..rows.shards import write_shards
 from ..speech.audio import resample
 from ..speech.synthesis import EspeakEngine, SynthesisRequest, synthesize_many
-from ..text.cloze import TASKS, ClozeItem, directions, draw_items
+from ..text.cloze import TASKS, ClozeItem, direction_name, directions, draw_items
 from ..text.stories import Holdout, StoryPlan, draw_stories, tell, tell_phrases
 from ..units.encode import encode_waveforms
 from ..units.kmeans import fit_units
@@ -395,9 +395,7 @@ def _write_items(
                     **record,
                 }
 
-        config = (
-            prompt_language if prompt_language == ending_language else f"{prompt_language}-{ending_language}"
-        )
+        config = direction_name(prompt_language, ending_language)
         write_shards(rows(), folder, split, kind="cloze", config=config, columns=columns)
 
 

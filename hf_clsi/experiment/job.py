@@ -30,7 +30,7 @@ from ..rows.shards import UnitColumn, read_columns
 from ..scores.alignment import cross_lingual_alignment
 from ..scores.cloze import write_item_scores
 from ..scores.likelihood import model_limits, score_items
-from ..text.cloze import TASKS, directions
+from ..text.cloze import TASKS, direction_name, directions
 from ..training.recipes import Recipe, recipe
 from ..training.run import RecipeRun, TrainingStories, new_model, save_run
 from ..units.merges import UnitMerges
@@ -240,8 +240,7 @@ class Corpus:
         """Cloze items of all directions, with tokens ready for `score_items`, in a fixed order."""
         found = []
         for prompt_language, ending_language in directions(self.settings.languages):
-            same = prompt_language == ending_language
-            config = prompt_language if same else f"{prompt_language}-{ending_language}"
+            config = direction_name(prompt_language, ending_language)
             columns = read_columns(self.folder / "data" / f"spoken-{task}", split, config=config)
             prompts = merge_nested(self.merges, nested(columns["prompt_units"]))
             sides = {
@@ -265,8 +264,8 @@ class Corpus:
         folder = self.folder / "data" / "spoken-topiccloze"
         columns = {code: read_columns(folder, split, config=code) for code in (first, second)}
         stories = {code: nested(columns[code]["prompt_units"]) for code in (first, second)}
-        pairs: dict[tuple[bytes, bytes], tuple[np.ndarray, np.ndarray]] = {}
-        seen: tuple[set, set] = (set(), set())
+        pairs: list[tuple[np.ndarray, np.ndarray]] = []
+        seen: tuple[set[bytes], set[bytes]] = (set(), set())
         for index in range(len(stories[first])):
             if columns[first]["holdout"][index] != "strict":
                 continue
@@ -276,12 +275,12 @@ class Corpus:
             if key[0] not in seen[0] and key[1] not in seen[1]:  # retrieval needs distinct sentences
                 seen[0].add(key[0])
                 seen[1].add(key[1])
-                pairs[key] = (a, b)
+                pairs.append((a, b))
             if len(pairs) == self.settings.alignment_pairs:
                 break
         return {
-            first: self.merges.encode([a for a, _ in pairs.values()]),
-            second: self.merges.encode([b for _, b in pairs.values()]),
+            first: self.merges.encode([a for a, _ in pairs]),
+            second: self.merges.encode([b for _, b in pairs]),
         }
 
     def recorded_sentences(self, longest: int | None) -> dict[str, list[np.ndarray]] | None:
@@ -325,14 +324,13 @@ def evaluate(model: ClsiForCausalLM, name: str, corpus: Corpus, split: str) -> N
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.partial")
     temporary.unlink(missing_ok=True)
-    separator = {"none": None, "bos": model.config.bos_token_id, "eos": model.config.eos_token_id}
     for task in TASKS:
         items = corpus.items(task, split)
         scores = score_items(
             model,
             items,
             bos_token_id=model.config.bos_token_id,
-            separator_token_id=separator[model.config.separator],
+            separator_token_id=model.config.separator_token_id,
             progress=False,
         )
         keys = ("holdout", "prompt_language", "ending_language", "topic", "negative_topic")

@@ -54,6 +54,15 @@ def directions(languages: list[str] | tuple[str, ...]) -> list[tuple[str, str]]:
     return within + across
 
 
+def direction_name(prompt_language: str, ending_language: str) -> str:
+    """The dataset config of a direction.
+
+    >>> direction_name("en", "en"), direction_name("en", "fr")
+    ('en', 'en-fr')
+    """
+    return prompt_language if prompt_language == ending_language else f"{prompt_language}-{ending_language}"
+
+
 def draw_items(
     task: Task,
     num_items: int,

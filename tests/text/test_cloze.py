@@ -7,7 +7,7 @@ from itertools import cycle
 import pytest
 
 from hf_clsi.text import cloze
-from hf_clsi.text.cloze import TASKS, directions, draw_items
+from hf_clsi.text.cloze import TASKS, direction_name, directions, draw_items
 from hf_clsi.text.stories import Holdout, draw_stories, tell
 
 HOLDOUT = Holdout(seed=3)
@@ -159,3 +159,7 @@ def test_what_cannot_be_drawn_is_refused():
     nothing_held_out = Holdout(0, test_characters=0)
     with pytest.raises(RuntimeError, match=r"no new test item of storycloze \(strict\).*after 0 items"):
         draw_items("storycloze", 2, "test", "strict", nothing_held_out, 0)
+
+
+def test_a_direction_is_named_by_its_language_or_by_both():
+    assert [direction_name(*pair) for pair in directions(["en", "fr"])] == ["en", "fr", "en-fr", "fr-en"]
