@@ -10,8 +10,10 @@ from .auto import register
 from .configuration_clsi import ClsiConfig
 from .configuration_clsi_units import ClsiUnitsConfig
 from .feature_extraction_clsi import ClsiFeatureExtractor
+from .generation_clsi import ClsiAudioStreamer
 from .modeling_clsi import ClsiForCausalLM, ClsiModel
 from .modeling_clsi_units import ClsiUnitsModel
+from .pipeline_clsi import SpeechContinuationPipeline
 from .processing_clsi import ClsiProcessor
 
 if TYPE_CHECKING:
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "ClsiAudioStreamer",
     "ClsiConfig",
     "ClsiFeatureExtractor",
     "ClsiForCausalLM",
@@ -31,6 +34,7 @@ __all__ = [
     "ClsiUnitsModel",
     "InterleavingCallback",
     "InterleavingDataCollator",
+    "SpeechContinuationPipeline",
     "cross_lingual_alignment",
     "score_items",
 ]

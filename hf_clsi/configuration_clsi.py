@@ -9,6 +9,15 @@ from transformers.configuration_utils import SubConfigSpec
 SEPARATORS = ("none", "bos", "eos")
 NUM_SPECIAL_TOKENS = 3  # bos, eos, pad: the last three ids, in this order
 
+# Where `pipeline("speech-continuation", ..., trust_remote_code=True)` finds its class, beside the checkpoint.
+CUSTOM_PIPELINES = {
+    "speech-continuation": {
+        "impl": "pipeline_clsi.SpeechContinuationPipeline",
+        "pt": ["AutoModelForCausalLM"],
+        "type": "audio",
+    }
+}
+
 # The decoder built when no `text_config` is given: a Llama body of about 25 million parameters.
 DEFAULT_DECODER = {
     "hidden_size": 512,
@@ -17,6 +26,69 @@ DEFAULT_DECODER = {
     "num_attention_heads": 8,
     "num_key_value_heads": 8,
     "max_position_embeddings": 2048,
+}
+
+# Complete settings of the sizes with a name, for `ClsiConfig.from_size`. "360m" and "1b" are the paper's
+# (arXiv 2512.01865): the bodies of Qwen2-0.5B and Llama-3.2-1B, as their published configs give them, over
+# the first codebook of Mimi. "tiny" is the miniature of `hf-clsi reproduce`.
+MIMI = {"num_units": 2048, "sampling_rate": 24_000, "frame_rate": 12.5, "audio_tokenizer_id": "kyutai/mimi"}
+SIZES = {
+    "tiny": {
+        "num_units": 64,
+        "num_merges": 1900,
+        "deduplicate": True,
+        "separator": "bos",
+        "sampling_rate": 16_000,
+        "frame_rate": 12.5,
+        "text_config": {
+            "model_type": "llama",
+            "hidden_size": 96,
+            "intermediate_size": 256,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 4,
+            "max_position_embeddings": 512,
+            "initializer_range": 0.08,
+            "tie_word_embeddings": True,
+        },
+    },
+    "360m": {
+        **MIMI,
+        "text_config": {
+            "model_type": "qwen2",
+            "hidden_size": 896,
+            "intermediate_size": 4864,
+            "num_hidden_layers": 24,
+            "num_attention_heads": 14,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 131_072,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1_000_000.0},
+            "rms_norm_eps": 1e-6,
+            "tie_word_embeddings": True,
+        },
+    },
+    "1b": {
+        **MIMI,
+        "text_config": {
+            "model_type": "llama",
+            "hidden_size": 2048,
+            "intermediate_size": 8192,
+            "num_hidden_layers": 16,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 8,
+            "max_position_embeddings": 131_072,
+            "rope_parameters": {
+                "rope_type": "llama3",
+                "rope_theta": 500_000.0,
+                "factor": 32.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 8192,
+            },
+            "rms_norm_eps": 1e-5,
+            "tie_word_embeddings": True,
+        },
+    },
 }
 
 
@@ -53,6 +125,9 @@ class ClsiConfig(PreTrainedConfig):
             ("./audio_tokenizer").
         languages (`list[str]`, *optional*):
             The languages that the model was trained on, as codes ("en", "fr").
+        initialized_from (`str`, *optional*):
+            The text model whose body this one started from (`hf_clsi.training.initialize`): a name for people
+            and cards. Nothing is ever loaded from it.
         tie_word_embeddings (`bool`, *optional*):
             Whether input and output embeddings are one matrix. None takes the decoder's own setting where one
             was given, else True. The decoder's flag is kept equal to this one.
@@ -86,6 +161,7 @@ class ClsiConfig(PreTrainedConfig):
     frame_rate: float = 12.5
     audio_tokenizer_id: str | None = None
     languages: list[str] | None = None
+    initialized_from: str | None = None
     tie_word_embeddings: bool | None = None
 
     def __post_init__(self, **kwargs):
@@ -130,8 +206,38 @@ class ClsiConfig(PreTrainedConfig):
             "AutoModel": "modeling_clsi.ClsiModel",
             "AutoModelForCausalLM": "modeling_clsi.ClsiForCausalLM",
         }
+        # A config that names a custom pipeline makes `transformers.pipeline` demand trust_remote_code. Where
+        # this class is hf_clsi's own, the task is registered (auto.py) and nothing needs to be trusted.
+        kwargs.pop("custom_pipelines", None)
+        if not __name__.startswith("hf_clsi."):
+            kwargs["custom_pipelines"] = copy.deepcopy(CUSTOM_PIPELINES)
         super().__post_init__(**kwargs)
         self.validate()
+
+    @classmethod
+    def from_size(cls, size: str, **changes: Any) -> "ClsiConfig":
+        """The config of a size with a name, built offline.
+
+        Args:
+            size: "360m" (359.7 M parameters) or "1b" (977.3 M), the paper's two; or "tiny" (0.4 M), the
+                miniature's.
+            **changes: fields of the config that differ (`num_units=500`); `text_config` is a dict of the
+                decoder's settings that differ.
+
+        Raises:
+            ValueError: no such size, or settings that the config refuses.
+
+        Example:
+
+        >>> config = ClsiConfig.from_size("360m", languages=["en", "de"], text_config={"use_cache": False})
+        >>> config.text_config.model_type, config.text_config.hidden_size, config.vocab_size
+        ('qwen2', 896, 2051)
+        """
+        if size not in SIZES:
+            raise ValueError(f"There is no size {size!r}; choose from {', '.join(SIZES)}.")
+        settings = copy.deepcopy(SIZES[size])
+        decoder = {**settings.pop("text_config"), **copy.deepcopy(changes.pop("text_config", {}))}
+        return cls(**{**settings, **changes, "text_config": decoder})
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
@@ -144,6 +250,7 @@ class ClsiConfig(PreTrainedConfig):
         """The config as a dict; the number type stands once, outside (the decoder gets it on loading)."""
         output = super().to_dict()
         output["text_config"].pop("dtype", None)
+        output["custom_pipelines"] = copy.deepcopy(CUSTOM_PIPELINES)
         return output
 
     def validate(self) -> None:

@@ -4,12 +4,13 @@ from typing import ClassVar
 
 import torch
 from torch import nn
-from transformers import AutoModel, Cache, GenerationMixin, PreTrainedModel
+from transformers import AutoModel, Cache, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils import can_return_tuple
 
 from .configuration_clsi import ClsiConfig
+from .generation_clsi import ClsiGenerationMixin, check_token_ids, suppressed_tokens
 
 # Decoders whose packed documents were shown to equal the separate ones (tests/test_modeling_clsi.py). Not
 # every type can be trusted: OPT and Falcon make a mask of their own and let documents leak.
@@ -43,6 +44,7 @@ class ClsiPreTrainedModel(PreTrainedModel):
     config: ClsiConfig
     config_class = ClsiConfig
     base_model_prefix = "model"
+    input_modalities = "audio"  # as units
     supports_gradient_checkpointing = True
     _skip_keys_device_placement: ClassVar[list[str]] = ["past_key_values"]
     _supports_flash_attn = True
@@ -130,8 +132,13 @@ class ClsiModel(ClsiPreTrainedModel):
             `last_hidden_state` [B, T, H], and on request `past_key_values`, `hidden_states`, `attentions`.
 
         Raises:
-            ValueError: positions restart where documents could not be kept apart.
+            ValueError: positions restart where documents could not be kept apart; a document longer than the
+                decoder's `max_position_embeddings`; ids outside the vocabulary (on the CPU; an accelerator
+                only says so of a prompt, in `generate`).
         """
+        inputs = input_ids if input_ids is not None else inputs_embeds
+        if inputs is not None:
+            _check_length(inputs.shape[1], position_ids is None and past_key_values is None, self.config)
         if (
             position_ids is not None
             and past_key_values is None
@@ -141,18 +148,24 @@ class ClsiModel(ClsiPreTrainedModel):
             use_cache = False
         if self._must_check_restarts(attention_mask, position_ids, past_key_values, use_cache):
             _refuse_restarts(attention_mask, position_ids, self.config.text_config.model_type)
-        return self.language_model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            inputs_embeds=inputs_embeds,
-            use_cache=use_cache,
-            **kwargs,
-        )
+        try:
+            return self.language_model(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                past_key_values=past_key_values,
+                inputs_embeds=inputs_embeds,
+                use_cache=use_cache,
+                **kwargs,
+            )
+        except IndexError:
+            # What an embedding of the CPU says of an id outside its table ("index out of range in self").
+            if input_ids is not None:
+                check_token_ids(input_ids, self.config)
+            raise
 
 
-class ClsiForCausalLM(ClsiPreTrainedModel, GenerationMixin):
+class ClsiForCausalLM(ClsiPreTrainedModel, ClsiGenerationMixin):
     """The speech language model: token ids [B, T] -> logits [B, T, V] of the next token, and a loss.
 
     Packed documents are isolated as in [`ClsiModel`]; when `labels` are given without `past_key_values`, no
@@ -181,6 +194,7 @@ class ClsiForCausalLM(ClsiPreTrainedModel, GenerationMixin):
         embeddings = self.get_input_embeddings()
         name = next(name for name, module in self.named_modules() if module is embeddings)
         self._tied_weights_keys = {"lm_head.weight": f"{name}.weight"}
+        self.generation_config.suppress_tokens = suppressed_tokens(config)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -224,6 +238,9 @@ class ClsiForCausalLM(ClsiPreTrainedModel, GenerationMixin):
         Returns:
             `logits` [B, T, V]; `loss`, a scalar: mean over the predicted tokens, or their sum divided by
             `num_items_in_batch`; and on request `past_key_values`, `hidden_states`, `attentions`.
+
+        Raises:
+            ValueError: as [`ClsiModel.forward`]; labels outside the vocabulary (on the CPU).
         """
         if labels is not None and past_key_values is None and use_cache is None:
             use_cache = False
@@ -239,15 +256,32 @@ class ClsiForCausalLM(ClsiPreTrainedModel, GenerationMixin):
         logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
         loss = None
         if labels is not None:
-            loss = self.loss_function(
-                logits=logits, labels=labels, vocab_size=self.config.text_config.vocab_size, **kwargs
-            )
+            try:
+                loss = self.loss_function(
+                    logits=logits, labels=labels, vocab_size=self.config.text_config.vocab_size, **kwargs
+                )
+            except IndexError:  # what the CPU says of a label outside the vocabulary
+                check_token_ids(labels.where(labels != -100, 0), self.config)
+                raise
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
+        )
+
+
+def _check_length(tokens: int, is_one_document: bool, config: ClsiConfig) -> None:
+    """Raise ValueError for rows without tokens, or of one document longer than the decoder's context."""
+    if tokens == 0:
+        raise ValueError("The rows have no tokens. A document begins with BOS, so it has at least one.")
+    context = getattr(config.text_config, "max_position_embeddings", None)
+    if is_one_document and context is not None and tokens > context:
+        raise ValueError(
+            f"A document of {tokens:,} tokens is longer than the model's context of {context:,} "
+            "(max_position_embeddings). Cut it, or pass position_ids that restart at each document of a "
+            "packed row."
         )
 
 

@@ -145,7 +145,8 @@ class ClsiProcessor(ProcessorMixin):
         """Turn speech, or units, into a batch of prompts.
 
         Args:
-            audio: a waveform or a list of waveforms, as [`ClsiFeatureExtractor`] takes them.
+            audio: a waveform or a list of waveforms, as [`ClsiFeatureExtractor`] takes them: arrays, paths
+                of audio files, what datasets' Audio column yields.
             units: instead of `audio`, the raw units of one clip [n] or of several (a list, or an array
                 [B, n]).
             sampling_rate: Hz of `audio`; resampled where it differs from the audio tokenizer's.
@@ -244,27 +245,94 @@ class ClsiProcessor(ProcessorMixin):
         text = "".join(self._strings[token] for token in tokens.tolist() if token < len(self._strings))
         return np.array([ord(character) - FIRST_UNIT_CHARACTER for character in text], dtype=np.uint16)
 
-    def decode(self, token_ids) -> "np.ndarray | list[np.ndarray]":
-        """Token ids -> waveform float32 [samples] at `feature_extractor.sampling_rate`; a batch -> a list.
+    def decode_frames(self, token_ids) -> np.ndarray:
+        """Token ids [m] -> the unit of each frame [F] int64, as the audio tokenizer speaks them.
 
         Specials are dropped and merges undone. Where runs were collapsed, an audio tokenizer that knows how
         long its units last (`expand_runs`, as ClsiUnitsModel has) stretches them again to their mean length;
-        with any other, each unit sounds for one frame. No unit at all gives an empty waveform.
+        with any other, each unit sounds for one frame. The frames of a beginning are the beginning of the
+        frames.
+
+        Raises:
+            ValueError: an id outside 0..vocab_size - 1.
+        """
+        units = torch.from_numpy(self.decode_units(token_ids).astype(np.int64))
+        if self._expands_runs and len(units):
+            units = self.audio_tokenizer.expand_runs(units.to(self.audio_tokenizer.device)).cpu()
+        return units.numpy()
+
+    def frames_to_audio(self, frames: np.ndarray) -> np.ndarray:
+        """The unit of each frame [F] -> waveform float32 [F * hop_length]; no frame, an empty waveform.
+
+        Raises:
+            RuntimeError: there is no audio tokenizer.
+        """
+        model = self._require_audio_tokenizer()
+        if len(frames) == 0:
+            return np.zeros(0, dtype=np.float32)
+        codes = torch.from_numpy(np.asarray(frames, dtype=np.int64)).to(model.device)
+        with torch.no_grad():
+            return model.decode(codes[None, None]).audio_values[0, 0].float().cpu().numpy()
+
+    def decode(self, token_ids) -> "np.ndarray | list[np.ndarray]":
+        """Token ids -> waveform float32 [samples] at `feature_extractor.sampling_rate`; a batch -> a list.
+
+        The frames of `decode_frames`, spoken by the audio tokenizer. No unit at all gives an empty waveform.
+
+        **What it sounds like.** A model of Mimi's first codebook writes the first codebook only. What is said
+        lies there (it was trained to agree with WavLM, Moshi, section 3.3); the voice, the pitch and the
+        room lie in the other 31, which nobody has written here. Decoded alone, expect muffled, flat speech in
+        no particular voice, of which words can be made out at best. (This follows from how Mimi was trained;
+        its weights were not at hand to listen to.) A second model that adds the other codebooks, or a vocoder
+        of units, would give it a voice. `ClsiUnitsModel` is plainer still: cluster centers and Griffin-Lim.
 
         Raises:
             ValueError: an id outside 0..vocab_size - 1.
             RuntimeError: there is no audio tokenizer.
         """
-        model = self._require_audio_tokenizer()
+        self._require_audio_tokenizer()
         if _is_batch(token_ids):
             return [self.decode(row) for row in token_ids]
-        units = torch.from_numpy(self.decode_units(token_ids).astype(np.int64)).to(model.device)
-        if len(units) == 0:
-            return np.zeros(0, dtype=np.float32)
-        with torch.no_grad():
-            if self.deduplicate and hasattr(model, "expand_runs"):
-                units = model.expand_runs(units)
-            return model.decode(units[None, None]).audio_values[0, 0].float().cpu().numpy()
+        return self.frames_to_audio(self.decode_frames(token_ids))
+
+    @property
+    def _expands_runs(self) -> bool:
+        return self.deduplicate and hasattr(self.audio_tokenizer, "expand_runs")
+
+    @property
+    def token_seconds(self) -> np.ndarray:
+        """How long each token sounds when decoded [vocab_size] float64, in seconds; special tokens 0.
+
+        A token of several units lasts for all of them; a unit of collapsed runs for the mean length of its
+        runs, where the audio tokenizer knows it.
+        """
+        frames = np.ones(self.num_units)
+        if self._expands_runs:
+            frames = self.audio_tokenizer.mean_run_length.double().clamp(min=1).cpu().numpy()
+        units_of = ([ord(unit) - FIRST_UNIT_CHARACTER for unit in string] for string in self._strings)
+        lengths = [frames[units].sum() for units in units_of]
+        return np.array([*lengths, 0.0, 0.0, 0.0]) / self.feature_extractor.frame_rate
+
+    def check_model(self, model) -> None:
+        """Raise ValueError unless `model` (or its config) speaks the tokens that this processor makes.
+
+        A model of another vocabulary, another rate, or trained on units that were (not) collapsed would take
+        the ids without complaint and mean something else by them.
+        """
+        config = getattr(model, "config", model)
+        for name, own in (
+            ("num_units", self.num_units),
+            ("num_merges", len(self._strings) - self.num_units),
+            ("deduplicate", self.deduplicate),
+            ("sampling_rate", self.feature_extractor.sampling_rate),
+            ("frame_rate", self.feature_extractor.frame_rate),
+        ):
+            its = getattr(config, name, None)
+            if its != own:
+                raise ValueError(
+                    f"The processor has {name}={own}, but the model has {name}={its}: they do not belong "
+                    "together. Load both from one checkpoint."
+                )
 
     def batch_decode(self, token_ids) -> list[np.ndarray]:
         """Token ids of several rows [B, m] -> a list of waveforms; see [`decode`]."""
@@ -327,6 +395,9 @@ class ClsiProcessor(ProcessorMixin):
             OSError: the recorded audio tokenizer cannot be loaded; the message says how to do without.
         """
         placement = {key: kwargs.pop(key) for key in ("device_map", "dtype") if key in kwargs}
+        if kwargs.pop("_from_pipeline", None) is not None:
+            # A pipeline passes on what it loads its model with. Units do not survive rounding.
+            placement = {}
         # ProcessorMixin resolves the same arguments; it must not see the ones above.
         processor_dict, _ = cls.get_processor_dict(pretrained_model_name_or_path, **kwargs)
         processor = super().from_pretrained(pretrained_model_name_or_path, **kwargs)

@@ -339,9 +339,11 @@ def test_saving_again_gives_the_same_files(tmp_path):
     assert files == [
         "config.json",
         "configuration_clsi.py",
+        "generation_clsi.py",
         "generation_config.json",
         "model.safetensors",
         "modeling_clsi.py",
+        "pipeline_clsi.py",
     ]
     for name in files:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
@@ -373,13 +375,14 @@ def test_activation_checkpointing_gives_the_same_gradients():
 def test_greedy_ids_are_the_same_with_and_without_cache_and_with_left_padding(decoder):
     model = build(decoder)
     prompts = [[BOS, 1, 2, 3, 4, 5], [BOS, 7]]
-    # One step at a time, by whole forwards: the definition of greedy generation.
+    # One step at a time, by whole forwards: the definition of greedy generation. Only units come out.
     expected = []
     for prompt in prompts:
         ids = list(prompt)
         with torch.no_grad():
             for _ in range(10):
-                ids.append(int(model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
+                logits = model(input_ids=torch.tensor([ids]), use_cache=False).logits
+                ids.append(int(logits[0, -1, :BOS].argmax()))
         expected.append(ids[len(prompt) :])
     assert len({token for row in expected for token in row}) > 3
     longest = max(map(len, prompts))
@@ -387,7 +390,7 @@ def test_greedy_ids_are_the_same_with_and_without_cache_and_with_left_padding(de
         "input_ids": torch.tensor([[PAD] * (longest - len(prompt)) + prompt for prompt in prompts]),
         "attention_mask": torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts]),
     }
-    settings = {"max_new_tokens": 10, "min_new_tokens": 10, "do_sample": False, "eos_token_id": None}
+    settings = {"max_new_tokens": 10, "min_new_tokens": 10, "do_sample": False}
     for use_cache in (True, False):
         together = model.generate(**batch, **settings, use_cache=use_cache)[:, longest:].tolist()
         assert together == expected

@@ -5,41 +5,14 @@ import shutil
 
 import numpy as np
 import pytest
+import soundfile
 import torch
-from transformers import AutoProcessor, AutoTokenizer, MimiConfig, MimiModel
+from transformers import AutoProcessor, AutoTokenizer
 
-from hf_clsi import ClsiFeatureExtractor, ClsiProcessor, ClsiUnitsConfig, ClsiUnitsModel
+from hf_clsi import ClsiConfig, ClsiFeatureExtractor, ClsiProcessor, ClsiUnitsConfig, ClsiUnitsModel
 from hf_clsi.processing_clsi import build_unit_tokenizer
 
 RATE = 16_000
-
-
-def tiny_mimi():
-    torch.manual_seed(0)
-    config = MimiConfig(
-        hidden_size=16,
-        num_filters=2,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        head_dim=8,
-        intermediate_size=16,
-        codebook_size=32,
-        codebook_dim=8,
-        vector_quantization_hidden_dimension=8,
-        num_quantizers=2,
-        upsample_groups=16,
-    )
-    model = MimiModel(config).eval()
-    # Codebooks start at zero, where every code is 0: spread them over what the encoder gives.
-    for quantizer in (
-        model.quantizer.semantic_residual_vector_quantizer,
-        model.quantizer.acoustic_residual_vector_quantizer,
-    ):
-        for layer in quantizer.layers:
-            layer.codebook.embed_sum.normal_(std=0.05)
-            layer.codebook.cluster_usage.fill_(1.0)
-    return model
 
 
 def tiny_units():
@@ -51,13 +24,19 @@ def tiny_units():
     return model
 
 
-TOKENIZERS = {"mimi": (tiny_mimi, 24_000), "units": (tiny_units, RATE)}
+TOKENIZERS = {"mimi": 24_000, "units": RATE}
 
 
-def build(kind, **settings):
-    make, rate = TOKENIZERS[kind]
-    extractor = ClsiFeatureExtractor(sampling_rate=rate, frame_rate=12.5)
-    return ClsiProcessor(extractor, build_unit_tokenizer(32, [(7, 8), (32, 9)]), make(), **settings)
+@pytest.fixture(scope="module")
+def build(tiny_mimi):
+    """Function that makes a processor with a small audio tokenizer of one kind."""
+    make = {"mimi": tiny_mimi, "units": tiny_units}
+
+    def build(kind, **settings):
+        extractor = ClsiFeatureExtractor(sampling_rate=TOKENIZERS[kind], frame_rate=12.5)
+        return ClsiProcessor(extractor, build_unit_tokenizer(32, [(7, 8), (32, 9)]), make[kind](), **settings)
+
+    return build
 
 
 @pytest.fixture
@@ -180,7 +159,7 @@ def test_audio_needs_an_audio_tokenizer(text_only):
         text_only.decode([1])
 
 
-def test_parts_that_do_not_belong_together_are_refused():
+def test_parts_that_do_not_belong_together_are_refused(tiny_mimi):
     extractor = ClsiFeatureExtractor(sampling_rate=RATE)
     with pytest.raises(ValueError, match="has 30 units, but the audio tokenizer ClsiUnitsModel has 32"):
         ClsiProcessor(extractor, build_unit_tokenizer(30), tiny_units())
@@ -202,7 +181,7 @@ def test_parts_that_do_not_belong_together_are_refused():
 
 
 @pytest.mark.parametrize("kind", TOKENIZERS)
-def test_audio_becomes_the_tokenizers_first_codebook(kind):
+def test_audio_becomes_the_tokenizers_first_codebook(kind, build):
     processor = build(kind)
     rate = processor.feature_extractor.sampling_rate
     clip = noise(1.0, rate)
@@ -222,7 +201,7 @@ def test_audio_becomes_the_tokenizers_first_codebook(kind):
 
 
 @pytest.mark.parametrize("kind", TOKENIZERS)
-def test_a_batch_gives_the_units_of_one_by_one(kind):
+def test_a_batch_gives_the_units_of_one_by_one(kind, build):
     processor = build(kind)
     rate = processor.feature_extractor.sampling_rate
     clips = [noise(seconds, rate, seed) for seed, seconds in enumerate((0.61, 1.37, 0.05))]
@@ -233,7 +212,7 @@ def test_a_batch_gives_the_units_of_one_by_one(kind):
 
 
 @pytest.mark.parametrize("kind", TOKENIZERS)
-def test_decode_is_the_tokenizers_decode(kind):
+def test_decode_is_the_tokenizers_decode(kind, build):
     processor = build(kind)
     tokens = [processor.tokenizer.bos_token_id, 3, 33, processor.tokenizer.eos_token_id]
     with torch.no_grad():
@@ -247,7 +226,7 @@ def test_decode_is_the_tokenizers_decode(kind):
     assert batch[1].shape == (0,)
 
 
-def test_collapsed_units_get_their_mean_length_back():
+def test_collapsed_units_get_their_mean_length_back(build):
     processor = build("units", deduplicate=True)
     hop = processor.feature_extractor.hop_length
     # mean_run_length: unit 0 lasts 1 frame, unit 31 lasts 4.
@@ -255,7 +234,7 @@ def test_collapsed_units_get_their_mean_length_back():
     assert len(build("mimi", deduplicate=True).decode([0, 31, 0])) == 3 * 1920
 
 
-def test_encode_and_decode_keep_the_audio_tokenizer_free_of_gradients():
+def test_encode_and_decode_keep_the_audio_tokenizer_free_of_gradients(build):
     processor = build("mimi")
     processor.decode([1, 2, 3])
     assert all(parameter.grad is None for parameter in processor.audio_tokenizer.parameters())
@@ -269,7 +248,7 @@ def all_text(folder):
 
 
 @pytest.mark.parametrize("kind", TOKENIZERS)
-def test_checkpoint_brings_its_audio_tokenizer_back_even_when_moved(kind, tmp_path):
+def test_checkpoint_brings_its_audio_tokenizer_back_even_when_moved(kind, tmp_path, build):
     processor = build(kind, deduplicate=True)
     processor.save_pretrained(tmp_path / "saved")
     assert (
@@ -299,7 +278,7 @@ def test_checkpoint_brings_its_audio_tokenizer_back_even_when_moved(kind, tmp_pa
             ), path
 
 
-def test_an_audio_tokenizer_inside_the_checkpoint_is_recorded_by_its_relative_path(tmp_path):
+def test_an_audio_tokenizer_inside_the_checkpoint_is_recorded_by_its_relative_path(tmp_path, build):
     tiny_units().save_pretrained(tmp_path / "parts" / "units")
     processor = build("units")
     processor.audio_tokenizer = ClsiUnitsModel.from_pretrained(tmp_path / "parts" / "units")
@@ -311,7 +290,7 @@ def test_an_audio_tokenizer_inside_the_checkpoint_is_recorded_by_its_relative_pa
     assert type(AutoProcessor.from_pretrained(tmp_path).audio_tokenizer) is ClsiUnitsModel
 
 
-def test_an_audio_tokenizer_of_the_hub_is_recorded_by_its_id(tmp_path, monkeypatch):
+def test_an_audio_tokenizer_of_the_hub_is_recorded_by_its_id(tmp_path, monkeypatch, build, tiny_mimi):
     processor = build("mimi")
     processor.audio_tokenizer.name_or_path = "someone/mimi"
     processor.save_pretrained(tmp_path)
@@ -335,7 +314,7 @@ def test_an_audio_tokenizer_of_the_hub_is_recorded_by_its_id(tmp_path, monkeypat
     assert AutoProcessor.from_pretrained(tmp_path, audio_tokenizer=other).audio_tokenizer is other
 
 
-def test_a_processor_loaded_without_its_audio_tokenizer_makes_no_incomplete_copy(tmp_path):
+def test_a_processor_loaded_without_its_audio_tokenizer_makes_no_incomplete_copy(tmp_path, build):
     build("units").save_pretrained(tmp_path / "a")
     without = AutoProcessor.from_pretrained(tmp_path / "a", load_audio_tokenizer=False)
     without.save_pretrained(tmp_path / "a")
@@ -344,7 +323,7 @@ def test_a_processor_loaded_without_its_audio_tokenizer_makes_no_incomplete_copy
         without.save_pretrained(tmp_path / "b")
 
 
-def test_a_reference_that_leaves_the_checkpoint_is_refused(tmp_path):
+def test_a_reference_that_leaves_the_checkpoint_is_refused(tmp_path, build):
     build("units").save_pretrained(tmp_path / "a")
     path = tmp_path / "a/processor_config.json"
     path.write_text(path.read_text().replace("./audio_tokenizer", "./../elsewhere"))
@@ -358,3 +337,69 @@ def test_no_audio_tokenizer_round_trips(text_only, tmp_path):
     assert loaded.audio_tokenizer is None
     assert loaded(units=[5, 5, 7, 8])["input_ids"].tolist() == [[12, 5, 10]]
     assert repr(loaded).startswith("ClsiProcessor:")
+
+
+# -- how long, and whose -------------------------------------------------------------------------------------
+
+
+def spoken(merges=(), deduplicate=False):
+    """With an embedded tokenizer whose units 0, 1, 2, 3 last 1, 1.5, 2.5 and (never heard) 0 frames."""
+    units = ClsiUnitsModel(ClsiUnitsConfig(num_units=4)).eval()
+    units.mean_run_length.copy_(torch.tensor([1.0, 1.5, 2.5, 0.0]))
+    extractor = ClsiFeatureExtractor(sampling_rate=16_000, frame_rate=12.5)
+    return ClsiProcessor(extractor, build_unit_tokenizer(4, merges), units, deduplicate=deduplicate)
+
+
+def test_every_token_has_its_seconds():
+    """Units, merges (0 1) and (0 1 2), then BOS, EOS, PAD; a frame is 0.08 s."""
+    merges = [(0, 1), (4, 2)]
+    plain = [1, 1, 1, 1, 2, 3, 0, 0, 0]
+    np.testing.assert_allclose(spoken(merges).token_seconds, np.array(plain) * 0.08)
+    lasting = [1, 1.5, 2.5, 1, 2.5, 5, 0, 0, 0]
+    np.testing.assert_allclose(spoken(merges, deduplicate=True).token_seconds, np.array(lasting) * 0.08)
+
+
+def test_frames_of_a_beginning_are_the_beginning_of_the_frames():
+    processor = spoken([(0, 1), (4, 2)], deduplicate=True)
+    tokens = [6, 5, 1, 1, 2, 3, 4, 7, 8]  # BOS, 0 1 2, 1, 1, 2, 3, 0 1, EOS, PAD
+    frames = processor.decode_frames(tokens).tolist()
+    # They end after 1, 2.5, 5, 6.5, 8, 10.5, 11.5, 12.5, 14 frames, rounded to even: 1 2 5 6 8 10 12 12 14.
+    assert frames == [0, 1, 2, 2, 2, 1, 1, 1, 2, 2, 3, 3, 1, 1]
+    for length in range(len(tokens)):
+        beginning = processor.decode_frames(tokens[:length]).tolist()
+        assert beginning == frames[: len(beginning)]
+    assert len(processor.decode(tokens)) == 14 * 1280
+
+
+def test_frames_need_no_audio_tokenizer(text_only):
+    assert text_only.decode_frames([5, 5, 8]).tolist() == text_only.decode_units([5, 5, 8]).tolist()
+
+
+def test_a_model_of_other_tokens_is_told_apart():
+    processor = spoken([(0, 1)], deduplicate=True)
+    right = {
+        "num_units": 4,
+        "num_merges": 1,
+        "deduplicate": True,
+        "sampling_rate": 16_000,
+        "frame_rate": 12.5,
+    }
+    processor.check_model(ClsiConfig(**right))
+    for name, other in {
+        "num_units": 5,
+        "num_merges": 0,
+        "deduplicate": False,
+        "sampling_rate": 24_000,
+        "frame_rate": 25.0,
+    }.items():
+        with pytest.raises(ValueError, match=f"processor has {name}=.* but the model has {name}={other}"):
+            processor.check_model(ClsiConfig(**{**right, name: other}))
+
+
+def test_a_path_is_audio(tmp_path):
+    processor = spoken()
+    samples = np.random.default_rng(0).normal(size=4000).astype(np.float32) * 0.1
+    soundfile.write(tmp_path / "prompt.wav", samples, 16_000, subtype="FLOAT")
+    expected = processor(samples, sampling_rate=16_000)["input_ids"]
+    assert torch.equal(processor(tmp_path / "prompt.wav")["input_ids"], expected)
+    assert torch.equal(processor([str(tmp_path / "prompt.wav")])["input_ids"], expected)

@@ -10,9 +10,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from .. import __version__
-from . import encode, reproduce
+from . import encode, generate, reproduce
 
-COMMANDS = (reproduce, encode)
+COMMANDS = (reproduce, encode, generate)
 
 
 def build_parser() -> argparse.ArgumentParser:
