@@ -169,7 +169,7 @@ def _whole_hz(rate, what: str) -> int:
     return int(rate)
 
 
-def _open(clip, name: str) -> tuple:
+def _open(clip, name: str) -> tuple[object, list, str]:
     """A waveform in any form -> (its samples, the rates in Hz that come with it, its name in errors)."""
     rates = []
     if isinstance(clip, Mapping):

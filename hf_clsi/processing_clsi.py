@@ -1,5 +1,6 @@
 """Waveforms become unit tokens, and unit tokens become a waveform again, through an audio tokenizer."""
 
+import re
 from collections.abc import Iterable
 from inspect import signature
 from pathlib import Path, PurePosixPath
@@ -432,6 +433,18 @@ class ClsiProcessor(ProcessorMixin):
         processor_dict = {key: value for key, value in processor_dict.items() if key != AUDIO_TOKENIZER_KEY}
         return super().from_args_and_dict(args, processor_dict, **kwargs)
 
+    @property
+    def audio_tokenizer(self):
+        """The model that turns speech into units and back, or None."""
+        return self._audio_tokenizer
+
+    @audio_tokenizer.setter
+    def audio_tokenizer(self, model) -> None:
+        self._audio_tokenizer = model
+        # A folder is told from a Hub id now: relative to another working directory it would look like one.
+        origin = getattr(model, "name_or_path", None)
+        self._audio_tokenizer_folder = Path(origin).resolve() if origin and Path(origin).is_dir() else None
+
     def _attach(self, audio_tokenizer, reference: str | None) -> None:
         """Check that the audio tokenizer fits, and keep it."""
         config = audio_tokenizer.config
@@ -463,13 +476,12 @@ class ClsiProcessor(ProcessorMixin):
 
     def _save_audio_tokenizer(self, folder: Path) -> str:
         """Write the audio tokenizer into `folder` if it must be there; return what the checkpoint records."""
-        origin = self.audio_tokenizer.name_or_path
+        origin, place = self.audio_tokenizer.name_or_path, self._audio_tokenizer_folder
         inside = folder.resolve() / AUDIO_TOKENIZER_FOLDER
-        if origin and Path(origin).is_dir():
-            place = Path(origin).resolve()
+        if place is not None:
             if place.is_relative_to(folder.resolve()):
                 return "./" + place.relative_to(folder.resolve()).as_posix()
-        elif origin and not Path(origin).is_absolute():
+        elif origin and re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", origin):
             return origin
         self.audio_tokenizer.save_pretrained(inside)
         return f"./{AUDIO_TOKENIZER_FOLDER}"

@@ -1,5 +1,6 @@
-"""What holds for the whole suite: one thread, no network, an empty Hugging Face home, GPU tests on a GPU."""
+"""What the whole suite shares: one thread, no network, an empty Hugging Face home, a small random Mimi."""
 
+import copy
 import os
 import shutil
 import socket
@@ -53,6 +54,44 @@ def pytest_collection_modifyitems(items):
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="no GPU here"))
+
+
+@pytest.fixture(scope="session")
+def tiny_mimi():
+    """Function that builds a small random Mimi: 24 kHz, 12.5 Hz, 4 codebooks of 32 units, always the same.
+
+    Mimi's codebooks start at zero, where every unit is 0. The first one is put here around the latents of
+    noise whose color and level move, so that sound with some variety uses most of its units.
+    """
+    from transformers import MimiConfig, MimiModel  # here, since collecting the tests must stay light
+
+    config = MimiConfig(
+        hidden_size=16,
+        num_filters=2,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=8,
+        intermediate_size=16,
+        codebook_size=32,
+        codebook_dim=8,
+        vector_quantization_hidden_dimension=8,
+        num_quantizers=4,
+        upsample_groups=16,
+    )
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        model = MimiModel(config).eval()
+        white = torch.randn(1, 1, 4 * 24_000)
+        brown = torch.nn.functional.avg_pool1d(white, 65, stride=1, padding=32) * 8
+        blend = torch.sin(torch.arange(4 * 24_000) / 2000) ** 2
+        latents = model.encoder(0.1 * (blend * brown + (1 - blend) * white)).latents  # [1, 16, 50]
+        first = model.quantizer.semantic_residual_vector_quantizer
+        points = first.input_proj(latents)[0].T  # [50, 8]
+        first.layers[0].codebook.embed_sum.copy_(points.mean(0) + points.std(0) * torch.randn(32, 8))
+        for layer in model.quantizer.acoustic_residual_vector_quantizer.layers:
+            layer.codebook.embed_sum.normal_(std=points.std())
+    return lambda: copy.deepcopy(model)
 
 
 def pytest_unconfigure():

@@ -314,6 +314,20 @@ def test_an_audio_tokenizer_of_the_hub_is_recorded_by_its_id(tmp_path, monkeypat
     assert AutoProcessor.from_pretrained(tmp_path, audio_tokenizer=other).audio_tokenizer is other
 
 
+def test_a_relative_folder_is_no_hub_id_wherever_the_processor_is_saved_from(tmp_path, monkeypatch, build):
+    build("units").audio_tokenizer.save_pretrained(tmp_path / "here" / "codec")
+    (tmp_path / "there").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    audio_tokenizer = ClsiUnitsModel.from_pretrained("codec")
+    processor = ClsiProcessor(
+        ClsiFeatureExtractor(sampling_rate=RATE), build_unit_tokenizer(32), audio_tokenizer
+    )
+    monkeypatch.chdir(tmp_path / "there")
+    processor.save_pretrained("slm")
+    assert processor.audio_tokenizer_id == "./audio_tokenizer"
+    assert AutoProcessor.from_pretrained("slm").audio_tokenizer is not None
+
+
 def test_a_processor_loaded_without_its_audio_tokenizer_makes_no_incomplete_copy(tmp_path, build):
     build("units").save_pretrained(tmp_path / "a")
     without = AutoProcessor.from_pretrained(tmp_path / "a", load_audio_tokenizer=False)

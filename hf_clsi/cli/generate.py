@@ -69,11 +69,12 @@ def add_parser(commands: argparse._SubParsersAction, parents: list[argparse.Argu
 
 def run(arguments: argparse.Namespace) -> None:
     import json
+    import sys
 
     from tqdm import tqdm
     from transformers import pipeline
 
-    from ..speech.audio import write_audio
+    from ..speech.audio import read_audio, write_audio
 
     settings = {"max_new_seconds": arguments.seconds, "num_return_sequences": arguments.continuations}
     if arguments.seconds <= 0 or arguments.continuations < 1:
@@ -118,13 +119,19 @@ def run(arguments: argparse.Namespace) -> None:
         dtype=arguments.dtype or "auto",
         revision=arguments.revision,
     )
-    refused = {}
+    refused = 0
     with record.open("w", encoding="utf-8") as lines:
         for path in tqdm(arguments.inputs, unit="prompt", disable=not arguments.progress):
             try:
-                results = speak(str(path), seed=arguments.seed, return_prompt=True, **settings)
+                prompt, rate = read_audio(path, None)  # stricter than the pipeline's: files cut short
+                results = speak(
+                    prompt, sampling_rate=rate, seed=arguments.seed, return_prompt=True, **settings
+                )
             except (ValueError, OSError) as error:
-                refused[path] = " ".join(str(error).split())
+                reason = " ".join(str(error).split())
+                reason = reason if str(path) in reason else f"{path}: {reason}"
+                tqdm.write(f"refused: {reason}", file=sys.stderr)
+                refused += 1
                 continue
             results = results if isinstance(results, list) else [results]
             for result, targets in zip(results, files[path], strict=True):
@@ -142,8 +149,7 @@ def run(arguments: argparse.Namespace) -> None:
                 lines.flush()
                 tqdm.write(f"{targets[-1]}: {entry['prompt_seconds']:.1f} s + {entry['seconds']:.1f} s")
     if refused:
-        listing = "; ".join(f"{path}: {reason}" for path, reason in refused.items())
-        raise RuntimeError(f"{len(refused)} of {len(arguments.inputs)} inputs were refused ({listing})")
+        raise RuntimeError(f"{refused} of {len(arguments.inputs)} inputs were refused, for the reasons above")
 
 
 def _names(paths: list[Path]) -> list[str]:

@@ -113,13 +113,14 @@ def test_inputs_of_one_name_do_not_overwrite_each_other(model, prompts, tmp_path
 
 def test_a_bad_input_is_named_and_the_others_go_on(model, prompts, tmp_path, capsys):
     (tmp_path / "bad.wav").write_bytes(b"nothing")
-    inputs = (tmp_path / "bad.wav", prompts / "two.wav", tmp_path / "missing.wav")
+    (tmp_path / "cut.wav").write_bytes((prompts / "two.wav").read_bytes()[:5000])
+    inputs = (tmp_path / "bad.wav", prompts / "two.wav", tmp_path / "missing.wav", tmp_path / "cut.wav")
     assert generate(model, *inputs, "--output-dir", tmp_path / "out", "--seconds", 0.2) == 1
     assert [record["prompt"] for record in records(tmp_path / "out")] == ["two.wav"]
     error = capsys.readouterr().err
-    assert "2 of 3 inputs were refused" in error
-    assert "bad.wav" in error
-    assert "missing.wav" in error
+    assert "3 of 4 inputs were refused" in error
+    for name in ("bad.wav", "missing.wav", "cut.wav"):
+        assert f"refused: {tmp_path / name}: " in error
 
 
 def test_files_that_are_there_are_kept(model, prompts, tmp_path, capsys):

@@ -4,7 +4,6 @@ import json
 
 import numpy as np
 import pytest
-import torch
 import yaml
 
 from hf_clsi.configuration_clsi_units import ClsiUnitsConfig
@@ -77,26 +76,10 @@ def embedded(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def mimi(tmp_path_factory):
+def mimi(tmp_path_factory, tiny_mimi):
     """Folder of a small random Mimi."""
-    from transformers import MimiConfig, MimiModel
-
-    torch.manual_seed(0)
-    config = MimiConfig(
-        hidden_size=32,
-        num_filters=8,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        intermediate_size=64,
-        codebook_size=64,
-        codebook_dim=16,
-        vector_quantization_hidden_dimension=16,
-        num_quantizers=4,
-        upsample_groups=32,
-    )
     folder = tmp_path_factory.mktemp("tokenizers") / "mimi"
-    MimiModel(config).save_pretrained(folder)
+    tiny_mimi().save_pretrained(folder)
     return str(folder)
 
 
