@@ -97,17 +97,15 @@ def run(arguments: argparse.Namespace) -> None:
     folder = arguments.output_dir
     folder.mkdir(parents=True, exist_ok=True)
     record = folder / "generations.jsonl"
-    files = {
-        path: [
-            [
-                folder / f"{name}{number}.{kind}.wav"
-                for kind in ("continuation", "joined")[: 1 + arguments.joined]
-            ]
+    kinds = ("continuation", "joined")[: 1 + arguments.joined]
+    files = [
+        [
+            [folder / f"{name}{number}.{kind}.wav" for kind in kinds]
             for number in _numbers(arguments.continuations)
         ]
-        for path, name in zip(arguments.inputs, names, strict=True)
-    }
-    taken = [each for group in files.values() for pair in group for each in pair if each.exists()]
+        for name in names
+    ]
+    taken = [each for group in files for targets in group for each in targets if each.exists()]
     taken += [record] if record.exists() else []
     if taken and not arguments.overwrite:
         raise ValueError(f"{taken[0]} is there already. Choose another --output-dir, or pass --overwrite.")
@@ -121,7 +119,8 @@ def run(arguments: argparse.Namespace) -> None:
     )
     refused = 0
     with record.open("w", encoding="utf-8") as lines:
-        for path in tqdm(arguments.inputs, unit="prompt", disable=not arguments.progress):
+        work = list(zip(arguments.inputs, files, strict=True))
+        for path, group in tqdm(work, unit="prompt", disable=not arguments.progress):
             try:
                 prompt, rate = read_audio(path, None)  # stricter than the pipeline's: files cut short
                 results = speak(
@@ -134,7 +133,7 @@ def run(arguments: argparse.Namespace) -> None:
                 refused += 1
                 continue
             results = results if isinstance(results, list) else [results]
-            for result, targets in zip(results, files[path], strict=True):
+            for result, targets in zip(results, group, strict=True):
                 for kind, target in zip(("audio", "joined"), targets, strict=False):
                     write_audio(target, result[kind], result["sampling_rate"])
                 entry = {
