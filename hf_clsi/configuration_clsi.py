@@ -3,8 +3,7 @@
 import copy
 from typing import Any, ClassVar
 
-from transformers import AutoConfig, PreTrainedConfig
-from transformers.configuration_utils import SubConfigSpec
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
 SEPARATORS = ("none", "bos", "eos")
 NUM_SPECIAL_TOKENS = 3  # bos, eos, pad: the last three ids, in this order
@@ -148,9 +147,8 @@ class ClsiConfig(PreTrainedConfig):
     """
 
     model_type = "clsi"
-    sub_configs_defaults: ClassVar[dict[str, SubConfigSpec]] = {
-        "text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama", init_kwargs=DEFAULT_DECODER)
-    }
+    # Not the `sub_configs_defaults` of newer versions: this is read by all from 5.17 on.
+    sub_configs: ClassVar[dict[str, type]] = {"text_config": AutoConfig}
 
     text_config: dict | PreTrainedConfig | None = None
     num_units: int = 2048
@@ -192,7 +190,13 @@ class ClsiConfig(PreTrainedConfig):
             "tie_word_embeddings": self.tie_word_embeddings,
         }
         if is_dict:
-            decoder.update(derived)
+            kind = decoder.get("model_type", "llama")
+            if kind not in CONFIG_MAPPING:
+                raise ValueError(
+                    f"text_config has model_type={kind!r}, which transformers does not know. Give that of a "
+                    "decoder-only (causal-LM) type, such as 'llama' or 'qwen2'."
+                )
+            decoder = CONFIG_MAPPING[kind](**{**decoder, **derived})
         else:
             for name, value in derived.items():
                 setattr(decoder, name, value)
@@ -213,6 +217,7 @@ class ClsiConfig(PreTrainedConfig):
             kwargs["custom_pipelines"] = copy.deepcopy(CUSTOM_PIPELINES)
         super().__post_init__(**kwargs)
         self.validate()
+        self._is_complete = True
 
     @classmethod
     def from_size(cls, size: str, **changes: Any) -> "ClsiConfig":
@@ -243,7 +248,7 @@ class ClsiConfig(PreTrainedConfig):
         super().__setattr__(name, value)
         # `from_pretrained(..., tie_word_embeddings=False)` sets the attribute after construction. (During it,
         # the decoder may still be the caller's own object.)
-        if name == "tie_word_embeddings" and self.__dict__.get("_post_init_done"):
+        if name == "tie_word_embeddings" and self.__dict__.get("_is_complete"):
             self.text_config.tie_word_embeddings = value
 
     def to_dict(self) -> dict[str, Any]:
@@ -251,6 +256,7 @@ class ClsiConfig(PreTrainedConfig):
         output = super().to_dict()
         output["text_config"].pop("dtype", None)
         output["custom_pipelines"] = copy.deepcopy(CUSTOM_PIPELINES)
+        output.pop("_is_complete", None)
         return output
 
     def validate(self) -> None:

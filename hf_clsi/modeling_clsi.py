@@ -6,7 +6,6 @@ import torch
 from torch import nn
 from transformers import AutoModel, Cache, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
-from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils import can_return_tuple
 
 from .configuration_clsi import ClsiConfig
@@ -230,8 +229,8 @@ class ClsiForCausalLM(ClsiPreTrainedModel, ClsiGenerationMixin):
             labels: ids to predict [B, T], -100 where there is nothing to predict; they are shifted inside, so
                 position t is scored against `labels[:, t + 1]`. In packed rows each document's first label
                 should be -100, since nothing in its own document predicts it.
-            logits_to_keep: compute logits only of the last n positions (0: all), or of the positions in a 1D
-                tensor.
+            logits_to_keep: compute logits only of the last n positions (0: all), of the positions in a 1D
+                tensor, of each row's in a 2D tensor [B, n], or where a mask [B, T] is true (then V of each).
             **kwargs: `num_items_in_batch` divides the summed loss (gradient accumulation); the rest goes to
                 the decoder (`output_hidden_states`, ...).
 
@@ -253,7 +252,16 @@ class ClsiForCausalLM(ClsiPreTrainedModel, ClsiGenerationMixin):
             use_cache=use_cache,
             **kwargs,
         )
-        logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
+        hidden = outputs.last_hidden_state
+        if isinstance(logits_to_keep, torch.Tensor) and logits_to_keep.ndim == 2:
+            if logits_to_keep.dtype == torch.bool:
+                hidden = hidden[logits_to_keep]  # [number of True, H]
+            else:
+                hidden = hidden.take_along_dim(logits_to_keep[..., None], dim=1)
+        else:
+            keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            hidden = hidden[:, keep]
+        logits = self.lm_head(hidden)
         loss = None
         if labels is not None:
             try:

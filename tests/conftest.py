@@ -85,7 +85,8 @@ def tiny_mimi():
         white = torch.randn(1, 1, 4 * 24_000)
         brown = torch.nn.functional.avg_pool1d(white, 65, stride=1, padding=32) * 8
         blend = torch.sin(torch.arange(4 * 24_000) / 2000) ** 2
-        latents = model.encoder(0.1 * (blend * brown + (1 - blend) * white)).latents  # [1, 16, 50]
+        encoded = model.encoder(0.1 * (blend * brown + (1 - blend) * white))
+        latents = getattr(encoded, "latents", encoded)  # [1, 16, 50]; transformers 5.17 gives them bare
         first = model.quantizer.semantic_residual_vector_quantizer
         points = first.input_proj(latents)[0].T  # [50, 8]
         first.layers[0].codebook.embed_sum.copy_(points.mean(0) + points.std(0) * torch.randn(32, 8))

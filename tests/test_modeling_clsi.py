@@ -1,23 +1,10 @@
-"""ClsiModel and ClsiForCausalLM: isolated packed documents, equal to the plain decoder, saved, generating."""
-
-import copy
-import logging
+"""ClsiModel and ClsiForCausalLM: isolated packed documents, caches, losses, greedy and sampled ids."""
 
 import pytest
 import torch
-from transformers import (
-    AutoModel,
-    AutoModelForCausalLM,
-    DynamicCache,
-    LlamaConfig,
-    LlamaForCausalLM,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-    Trainer,
-    TrainingArguments,
-)
+from transformers import DynamicCache, Trainer, TrainingArguments
 
-from hf_clsi import ClsiConfig, ClsiForCausalLM, ClsiModel
+from hf_clsi import ClsiConfig, ClsiForCausalLM
 from hf_clsi.modeling_clsi import ISOLATING_DECODERS
 
 SIZES = {
@@ -33,11 +20,9 @@ BOS, EOS, PAD = 20, 21, 22
 DOCUMENTS = [[BOS, 1, 2, 3, EOS], [BOS, 4, 5, 6, 7, 8, EOS], [BOS, 9, 3, 3]]
 
 
-def build(decoder="llama", attention="sdpa", tie=True, **settings):
+def build(decoder="llama", attention="sdpa", **settings):
     torch.manual_seed(0)
-    config = ClsiConfig(
-        num_units=20, text_config={"model_type": decoder, **SIZES, **settings}, tie_word_embeddings=tie
-    )
+    config = ClsiConfig(num_units=20, text_config={"model_type": decoder, **SIZES, **settings})
     model = ClsiForCausalLM(config).eval()
     model.set_attn_implementation(attention)
     return model
@@ -265,106 +250,14 @@ def test_plain_trainer_reports_the_loss_of_separate_documents(decoder, attention
     assert losses == pytest.approx([expected, expected], abs=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("decoder", "config_class", "model_class"),
-    [("llama", LlamaConfig, LlamaForCausalLM), ("qwen2", Qwen2Config, Qwen2ForCausalLM)],
-)
-@pytest.mark.parametrize("tie", [True, False])
-def test_equals_the_plain_decoder_on_the_same_weights(decoder, config_class, model_class, tie):
-    model = build(decoder, tie=tie)
-    plain = model_class(config_class.from_dict(model.config.text_config.to_dict())).eval()
-    weights = {
-        name.replace("model.language_model.", "model."): tensor for name, tensor in model.state_dict().items()
-    }
-    plain.load_state_dict(weights)
-    ids = torch.tensor([DOCUMENTS[0], DOCUMENTS[1][:5]])
-    ours = model(input_ids=ids, labels=ids, output_hidden_states=True)
-    theirs = plain(input_ids=ids, labels=ids, output_hidden_states=True)
-    assert torch.equal(ours.logits, theirs.logits)
-    assert torch.equal(ours.loss, theirs.loss)
-    assert all(map(torch.equal, ours.hidden_states, theirs.hidden_states))
-    prompt = torch.tensor([[BOS, 1, 2]])
-    assert torch.equal(
-        model.generate(prompt, max_new_tokens=8, do_sample=False),
-        plain.generate(prompt, max_new_tokens=8, do_sample=False),
-    )
-
-
-def capture_warnings(caplog, load):
-    logger = logging.getLogger("transformers")
-    logger.addHandler(caplog.handler)
-    try:
-        with caplog.at_level(logging.WARNING):
-            loaded = load()
-    finally:
-        logger.removeHandler(caplog.handler)
-    return loaded, [record.getMessage() for record in caplog.records]
-
-
-@pytest.mark.parametrize("auto_class", [AutoModel, AutoModelForCausalLM])
-@pytest.mark.parametrize("tie", [True, False])
-@pytest.mark.parametrize("decoder", ["llama", "qwen2"])
-def test_auto_classes_load_quietly(decoder, tie, auto_class, tmp_path, caplog, recwarn):
-    model = build(decoder, tie=tie)
-    model.save_pretrained(tmp_path)
-    loaded, warnings = capture_warnings(caplog, lambda: auto_class.from_pretrained(tmp_path))
-    assert warnings == []
-    assert [str(warning.message) for warning in recwarn] == []
-    assert type(loaded) is (ClsiModel if auto_class is AutoModel else ClsiForCausalLM)
-    expected = model.model if auto_class is AutoModel else model
-    assert expected.state_dict().keys() == loaded.state_dict().keys()
-    for name, tensor in expected.state_dict().items():
-        assert torch.equal(loaded.state_dict()[name], tensor), name
-    if auto_class is AutoModelForCausalLM:
-        shared = loaded.lm_head.weight.data_ptr() == loaded.get_input_embeddings().weight.data_ptr()
-        assert shared is tie
-        assert loaded.generation_config.eos_token_id == EOS
-
-
-def test_bfloat16_and_shards_round_trip(tmp_path):
-    model = build(tie=False).to(torch.bfloat16)
-    model.save_pretrained(tmp_path, max_shard_size="20KB")
-    assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
-    loaded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype="auto")
-    assert loaded.dtype == torch.bfloat16
-    for name, tensor in model.state_dict().items():
-        assert torch.equal(loaded.state_dict()[name], tensor), name
-    assert AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).dtype == torch.float32
-
-
-def test_saving_again_gives_the_same_files(tmp_path):
-    build().save_pretrained(tmp_path / "a")
-    AutoModelForCausalLM.from_pretrained(tmp_path / "a").save_pretrained(tmp_path / "b")
-    files = sorted(path.name for path in (tmp_path / "a").iterdir())
-    assert files == [
-        "config.json",
-        "configuration_clsi.py",
-        "generation_clsi.py",
-        "generation_config.json",
-        "model.safetensors",
-        "modeling_clsi.py",
-        "pipeline_clsi.py",
-    ]
-    for name in files:
-        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
-
-
-def test_the_config_alone_rebuilds_the_model():
-    model = build()
-    again = AutoModelForCausalLM.from_config(copy.deepcopy(model.config))
-    assert type(again) is ClsiForCausalLM
-    assert {n: p.shape for n, p in again.named_parameters()} == {
-        n: p.shape for n, p in model.named_parameters()
-    }
-
-
 def test_activation_checkpointing_gives_the_same_gradients():
     packed = pack(DOCUMENTS)
     gradients = []
     for checkpointing in (False, True):
         model = build().train()
         if checkpointing:
-            model.activation_checkpointing_enable()
+            # Named otherwise in transformers 5.17.
+            getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
         model(**packed).loss.backward()
         gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
     for name, gradient in gradients[0].items():
