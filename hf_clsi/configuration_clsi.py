@@ -1,6 +1,7 @@
 """The settings of a speech language model over units: its vocabulary, its rates and the decoder inside."""
 
 import copy
+from dataclasses import fields
 from typing import Any, ClassVar
 
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
@@ -252,9 +253,23 @@ class ClsiConfig(PreTrainedConfig):
             self.text_config.tie_word_embeddings = value
 
     def to_dict(self) -> dict[str, Any]:
-        """The config as a dict; the number type stands once, outside (the decoder gets it on loading)."""
+        """The config as a dict.
+
+        The decoder's part leaves out what is said outside (the number type), where it was on the machine that
+        made it, and what every config of transformers says unless it is told otherwise.
+        """
         output = super().to_dict()
-        output["text_config"].pop("dtype", None)
+        anyones, defaults = (
+            PreTrainedConfig().to_dict(),
+            {f.name: f.default for f in fields(PreTrainedConfig)},
+        )
+        own = {f.name for f in fields(self.text_config) if f.default != defaults.get(f.name, fields)}
+        output["text_config"] = {
+            name: value
+            for name, value in output["text_config"].items()
+            if name not in ("dtype", "_name_or_path", "transformers_version")
+            and (name in own or name not in anyones or value != anyones[name])
+        }
         output["custom_pipelines"] = copy.deepcopy(CUSTOM_PIPELINES)
         output.pop("_is_complete", None)
         return output

@@ -1,12 +1,13 @@
 """Token ids of units become hidden states, logits and a loss, through a decoder of transformers."""
 
+from pathlib import Path
 from typing import ClassVar
 
 import torch
 from torch import nn
 from transformers import AutoModel, Cache, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
-from transformers.utils import can_return_tuple
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, can_return_tuple
 
 from .configuration_clsi import ClsiConfig
 from .generation_clsi import ClsiGenerationMixin, check_token_ids, suppressed_tokens
@@ -55,6 +56,22 @@ class ClsiPreTrainedModel(PreTrainedModel):
     def __init__(self, config: ClsiConfig, *args, **kwargs):
         config.validate()  # attributes may have been changed since the config was built
         super().__init__(config, *args, **kwargs)
+
+    def save_pretrained(self, save_directory, **kwargs) -> None:
+        """As `PreTrainedModel.save_pretrained`, but for two things.
+
+        Equal weights give equal shards: the library writes a new model in the order of its layers, and one
+        that was loaded in the order of its names; here it is always that of the names. And what the folder
+        held before is really replaced: the library leaves a file of all weights beside new shards (or the
+        index of old shards beside a new file), and the next `from_pretrained` reads the old weights.
+        """
+        is_plain = not (getattr(self, "hf_quantizer", None) or getattr(self, "_hf_peft_config_loaded", False))
+        if kwargs.get("state_dict") is None and is_plain:
+            kwargs["state_dict"] = dict(sorted(self.state_dict().items()))
+        super().save_pretrained(save_directory, **kwargs)
+        whole, index = (Path(save_directory, name) for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME))
+        if kwargs.get("is_main_process", True) and whole.is_file() and index.is_file():
+            min(whole, index, key=lambda path: path.stat().st_mtime_ns).unlink()
 
 
 class ClsiModel(ClsiPreTrainedModel):
@@ -195,6 +212,19 @@ class ClsiForCausalLM(ClsiPreTrainedModel, ClsiGenerationMixin):
         self._tied_weights_keys = {"lm_head.weight": f"{name}.weight"}
         self.generation_config.suppress_tokens = suppressed_tokens(config)
         self.post_init()
+
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        """As `PreTrainedModel.from_pretrained`.
+
+        A checkpoint whose generation_config.json is absent, or says nothing of `suppress_tokens`, generates
+        units only, as a new model does; an empty list there lets every token out.
+        """
+        loaded = super().from_pretrained(*args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded  # a pair with output_loading_info=True
+        if model.generation_config.suppress_tokens is None:
+            model.generation_config.suppress_tokens = suppressed_tokens(model.config)
+        return loaded
 
     def get_input_embeddings(self) -> nn.Module:
         return self.model.get_input_embeddings()
