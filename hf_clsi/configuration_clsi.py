@@ -259,10 +259,8 @@ class ClsiConfig(PreTrainedConfig):
         made it, and what every config of transformers says unless it is told otherwise.
         """
         output = super().to_dict()
-        anyones, defaults = (
-            PreTrainedConfig().to_dict(),
-            {f.name: f.default for f in fields(PreTrainedConfig)},
-        )
+        anyones = PreTrainedConfig().to_dict()
+        defaults = {f.name: f.default for f in fields(PreTrainedConfig)}
         own = {f.name for f in fields(self.text_config) if f.default != defaults.get(f.name, fields)}
         output["text_config"] = {
             name: value
