@@ -10,9 +10,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from .. import __version__
-from . import encode, generate, reproduce
+from . import encode, export, generate, reproduce
 
-COMMANDS = (reproduce, encode, generate)
+COMMANDS = (reproduce, encode, generate, export)
 
 
 def build_parser() -> argparse.ArgumentParser:
