@@ -1,1 +1,1 @@
-"""Turns scores and ledgers into what people read: tables, figures and reports."""
+"""What leaves this machine: tables, figures and reports for people, plain checkpoints for other engines."""

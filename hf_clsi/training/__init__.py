@@ -1,1 +1,1 @@
-"""Training: recipes, exact budgets, and the run that follows them."""
+"""Training: recipes, exact budgets, the run that follows them, and starting from a text model."""
