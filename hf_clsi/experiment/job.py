@@ -191,8 +191,8 @@ def _train(
         if any(_same_beginning(plan, other, index + 1) for other in later):
             snapshots.append((plan, index + 1, run.snapshot()))
     result = run.finish()
+    result.model.config.audio_tokenizer_id = save_processor(corpus, folder / "models" / name)
     save_run(result, plan, folder / "models" / name)
-    save_processor(corpus, folder / "models" / name)
     part = {
         "recipe": name,
         "settings": plan.to_dict(),
@@ -365,8 +365,8 @@ def align(model: ClsiForCausalLM, name: str, corpus: Corpus, job: Job) -> list[d
     ]
 
 
-def save_processor(corpus: Corpus, folder: Path) -> None:
-    """Feature extractor, unit vocabulary and audio tokenizer beside the model."""
+def save_processor(corpus: Corpus, folder: Path) -> str:
+    """Save feature extractor, unit vocabulary and audio tokenizer beside the model -> where the last is."""
     config = corpus.tokenizer.config
     processor = ClsiProcessor(
         ClsiFeatureExtractor(sampling_rate=config.sampling_rate, frame_rate=config.frame_rate),
@@ -375,6 +375,7 @@ def save_processor(corpus: Corpus, folder: Path) -> None:
         deduplicate=corpus.merges.deduplicate,
     )
     processor.save_pretrained(folder)
+    return processor.audio_tokenizer_id
 
 
 if __name__ == "__main__":
