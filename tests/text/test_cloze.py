@@ -100,14 +100,14 @@ def test_storycloze_stories_agree_until_the_turn():
         assert tell(item.prompt, "fr")[3] != tell(item.negative, "fr")[3]
 
 
-@pytest.mark.parametrize("code", ["en", "fr"])
+@pytest.mark.parametrize("code", ["en", "fr", "de"])
 def test_both_endings_differ(items, code):
     for item in items:
         texts = item.texts(code, code)
         assert texts["correct_text"] != texts["negative_text"]
 
 
-@pytest.mark.parametrize("code", ["en", "fr"])
+@pytest.mark.parametrize("code", ["en", "fr", "de"])
 def test_no_item_comes_twice(items, code):
     asked = [
         (*item.texts(code, code)["prompt_text"], item.texts(code, code)["negative_text"]) for item in items

@@ -68,17 +68,17 @@ def words_of(code):
             yield topic, verb.past
 
 
-# -- the tables of English and French ------------------------------------------------------------------------
+# -- the tables of every language ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("code", ["en", "fr"])
+@pytest.mark.parametrize("code", ["en", "fr", "de"])
 def test_tables_are_complete(code):
     assert missing_words(LANGUAGES[code], LANGUAGES["en"]) == []
     assert unknown_fields(LANGUAGES[code]) == []
     assert len(LANGUAGES[code].topics) == len(LANGUAGES[code].characters) == 24
 
 
-@pytest.mark.parametrize("code", ["en", "fr"])
+@pytest.mark.parametrize("code", ["en", "fr", "de"])
 def test_no_object_or_action_belongs_to_two_topics(code):
     topics = LANGUAGES[code].topics.values()
     objects = Counter(noun.singular for words in topics for noun in words.objects)
@@ -87,7 +87,7 @@ def test_no_object_or_action_belongs_to_two_topics(code):
     assert (len(objects), len(actions)) == (144, 72)
 
 
-@pytest.mark.parametrize("code", ["en", "fr"])
+@pytest.mark.parametrize("code", ["en", "fr", "de"])
 def test_no_object_of_a_topic_is_a_word_of_another(code):
     """Else a topic-cloze ending would sound right, or wrong, for another reason than its topic."""
     objects = {
@@ -105,8 +105,8 @@ def test_no_object_of_a_topic_is_a_word_of_another(code):
     assert offenders == []
 
 
-def test_gender_of_a_character_is_one_across_languages():
-    """Plans know no language, so the English pronoun follows the French noun."""
+def test_gender_of_a_character_is_one_in_english_and_french():
+    """The English pronoun follows the French noun, since English nouns have no gender; German nouns do."""
     for name, character in LANGUAGES["fr"].characters.items():
         assert character.gender == LANGUAGES["en"].characters[name].gender
 
@@ -117,7 +117,49 @@ def test_french_nouns_have_a_gender():
     assert [noun.singular for noun in nouns if not noun.elides] == ["hamac"]
 
 
-@pytest.mark.parametrize("code", ["en", "fr"])
+def test_german_nouns_have_one_of_three_genders():
+    nouns = [noun for words in LANGUAGES["de"].topics.values() for noun in words.objects]
+    assert {noun.gender for noun in nouns} == {"m", "f", "n"}
+    assert [noun.singular for noun in nouns if noun.accusative != noun.singular] == ["Satellit"]
+    assert all(noun.singular[0].isupper() for noun in nouns)
+
+
+def test_german_characters_have_their_own_gender_and_its_article():
+    articles = {"m": "der ", "f": "die ", "n": "das "}
+    characters = LANGUAGES["de"].characters
+    assert {each.gender for each in characters.values()} == {"m", "f", "n"}
+    for name, each in characters.items():
+        # People are named without an article, and have the same gender everywhere.
+        assert (
+            each.name.startswith(articles[each.gender])
+            or each.gender == LANGUAGES["en"].characters[name].gender
+        )
+    assert characters["cat"].gender == "f" != LANGUAGES["fr"].characters["cat"].gender
+
+
+def test_separable_verbs_of_german():
+    verbs = [verb for words in LANGUAGES["de"].topics.values() for verb in words.actions]
+    (verb,) = [verb for verb in verbs if verb.infinitive == "zubereiten"]
+    assert (verb.zu_infinitive, verb.past, verb.particle) == ("zuzubereiten", "bereitete", "zu")
+    for verb in verbs:
+        assert "|" not in verb.infinitive
+        assert verb.zu_infinitive.replace("zu", "", 1).strip() == verb.infinitive or verb.particle == "zu"
+        assert verb.infinitive.startswith(verb.particle)
+    # Two topics never share a form that is heard.
+    assert len({verb.past for verb in verbs}) == len({verb.infinitive for verb in verbs}) == 72
+
+
+def test_german_clauses_after_an_adverb_begin_with_their_verb():
+    """Else "Zum Glück der Bauer öffnete": no clause may begin with an article, as main order would."""
+    for words in LANGUAGES["de"].topics.values():
+        for clause in (*words.successes, *words.setbacks):
+            assert clause.split()[0] not in {"der", "die", "das", "ein", "eine"}
+            assert clause[0].islower()
+        for clause in words.problems:
+            assert clause.split()[0] in {"der", "die", "das", "es"}
+
+
+@pytest.mark.parametrize("code", ["en", "fr", "de"])
 def test_clauses_name_no_character(code):
     names = [character.name for character in LANGUAGES[code].characters.values()]
     for _, phrase in words_of(code):
@@ -156,7 +198,7 @@ def test_a_new_language_takes_part_in_cloze_items(registered):
 
 
 def test_registered_languages_do_not_leak_out_of_tests():
-    assert sorted(LANGUAGES) == ["en", "fr"]
+    assert sorted(LANGUAGES) == ["de", "en", "fr"]
     with pytest.raises(ValueError, match=r"does not speak 'xx'"):
         language("xx")
 

@@ -1,4 +1,4 @@
-"""The story grammar: literal stories in both languages, hold-outs that hold, seeds that decide."""
+"""The story grammar: literal stories in every language, hold-outs that hold, seeds that decide."""
 
 import re
 from collections import Counter
@@ -65,6 +65,13 @@ def test_a_happy_story():
         "Heureusement, le fermier a ouvert la barrière.",
         "À la fin, le chat a nourri la vache et a ri.",
     ]
+    assert tell(PLAN, "de") == [
+        "Eines Tages war die Katze auf dem Bauernhof.",
+        "Sie wollte eine Kuh füttern.",
+        "Aber das Heu war feucht.",
+        "Zum Glück öffnete der Bauer das Gatter.",
+        "Am Ende fütterte die Katze die Kuh und lachte.",
+    ]
 
 
 def test_a_sad_story_with_elisions():
@@ -84,6 +91,13 @@ def test_a_sad_story_with_elisions():
         "Hélas, l'abeille ne pouvait pas aider.",
         "Bientôt, l'œuf avait disparu, et l'écureuil est allé au lit.",
     ]
+    assert tell(plan, "de") == [
+        "Eines Abends wartete das Eichhörnchen im Lebensmittelladen.",
+        "Es beschloss, ein Ei zu wiegen.",
+        "Aber der Händler schrie.",
+        "Leider konnte die Biene nicht helfen.",
+        "Bald war das Ei fort, und das Eichhörnchen ging ins Bett.",
+    ]
 
 
 def test_a_heroine_and_her_friend_agree_in_french():
@@ -102,6 +116,13 @@ def test_a_heroine_and_her_friend_agree_in_french():
         "Mais la foule était immense.",
         "Heureusement, Anna est venue aider.",
         "La souris était fière et a montré l'appareil photo à tout le monde.",
+    ]
+    assert tell(plan, "de") == [
+        "Gestern wartete die Maus am Flughafen.",
+        "Sie beschloss, eine Kamera zu kaufen.",
+        "Aber die Menge war riesig.",
+        "Zum Glück kam Anna zu Hilfe.",
+        "Die Maus war stolz und zeigte allen die Kamera.",
     ]
 
 
@@ -173,22 +194,63 @@ def test_english_articles_particles_and_pronouns(changes, sentence, expected):
     assert tell(replace(PLAN, **changes), "en")[sentence] == expected
 
 
+@pytest.mark.parametrize(
+    ("changes", "sentence", "expected"),
+    [
+        # nominative and accusative of the three genders
+        ({"topic": "forest", "object": 0}, 1, "Sie wollte einen Pilz auflesen."),
+        ({"topic": "forest", "object": 1}, 1, "Sie wollte eine Eichel auflesen."),
+        ({"topic": "forest", "object": 3}, 1, "Sie wollte ein Nest auflesen."),
+        ({"topic": "forest", "object": 0, "ending": 1}, 4, "Die Katze war stolz und zeigte allen den Pilz."),
+        ({"topic": "forest", "object": 3, "ending": 1}, 4, "Die Katze war stolz und zeigte allen das Nest."),
+        (
+            {"topic": "forest", "object": 0, "ending": 2},
+            4,
+            "Endlich war der Pilz bereit, und die Katze tanzte.",
+        ),
+        # a weak noun has -en in the accusative only
+        ({"topic": "space", "object": 3, "desire": 1}, 1, "Sie hoffte, einen Satelliten zu testen."),
+        ({"topic": "space", "object": 3}, 4, "Am Ende testete die Katze den Satelliten und lachte."),
+        (
+            {"topic": "space", "object": 3, "success": False, "ending": 2},
+            4,
+            "Bald war der Satellit fort, und die Katze ging ins Bett.",
+        ),
+        # a separable verb: one word in the infinitive, around "zu", and apart in the past
+        ({"topic": "school", "action": 1}, 1, "Sie wollte ein Buch wegräumen."),
+        ({"topic": "school", "action": 1, "desire": 2}, 1, "Sie beschloss, ein Buch wegzuräumen."),
+        ({"topic": "school", "action": 1}, 4, "Am Ende räumte die Katze das Buch weg und lachte."),
+        ({"topic": "school", "action": 2, "desire": 2}, 1, "Sie beschloss, ein Buch zu beschriften."),
+        # the verb is the second element, whatever comes first
+        ({"topic": "school", "turn_frame": 1}, 3, "Dann erklärte die Lehrerin die Lektion."),
+        ({"topic": "school", "success": False}, 3, "Leider bestrafte die Lehrerin die Klasse."),
+        # pronouns follow the German gender
+        ({"character": "frog"}, 1, "Er wollte eine Kuh füttern."),
+        ({"character": "squirrel"}, 1, "Es wollte eine Kuh füttern."),
+        ({"character": "emma"}, 1, "Sie wollte eine Kuh füttern."),
+    ],
+)
+def test_german_cases_word_order_and_pronouns(changes, sentence, expected):
+    assert tell(replace(PLAN, **changes), "de")[sentence] == expected
+
+
 def test_phrases_are_what_a_slow_reader_says_in_one_breath():
     assert tell_phrases(PLAN, "en")[0] == ["One day,", "the cat", "was on the farm."]
     assert tell_phrases(PLAN, "fr")[4] == ["À la fin,", "le chat", "a nourri", "la vache", "et a ri."]
+    assert tell_phrases(PLAN, "de")[4] == ["Am Ende", "fütterte", "die Katze", "die Kuh", "und lachte."]
     plan = replace(PLAN, topic="school", action=2, desire=2)
     assert tell_phrases(plan, "fr")[1] == ["Il a décidé", "d'étiqueter", "un livre."]
 
 
 def test_an_unknown_language_is_refused_with_those_there_are():
-    with pytest.raises(ValueError, match=r"does not speak 'tlh'.*\['en', 'fr'\].*CONTRIBUTING"):
+    with pytest.raises(ValueError, match=r"does not speak 'tlh'.*\['de', 'en', 'fr'\].*CONTRIBUTING"):
         tell(PLAN, "tlh")
 
 
 # -- every story ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("code", ["en", "fr"])
+@pytest.mark.parametrize("code", ["en", "fr", "de"])
 def test_every_story_has_five_whole_sentences(stories, code):
     for plan in stories["train", "strict"]:
         sentences = tell(plan, code)
@@ -213,7 +275,24 @@ def test_no_english_article_is_wrong(stories):
             assert not re.search(r"\b(a [aeiou]|an [^aeiou])", sentence), sentence
 
 
-@pytest.mark.parametrize("code", ["en", "fr"])
+def test_no_german_article_contradicts_its_noun(stories):
+    """Every article before an object has one of the forms of the object's gender, here written out again."""
+    forms = {"m": {"der", "den", "einen"}, "f": {"die", "eine"}, "n": {"das", "ein"}}
+    genders = {}
+    for words in LANGUAGES["de"].topics.values():
+        for noun in words.objects:
+            genders |= {noun.singular: noun.gender, noun.accusative: noun.gender}
+    seen = Counter()
+    for plan in stories["train", "strict"]:
+        for sentence in tell(plan, "de"):
+            for article, noun in re.findall(r"\b(\w+) (\w+)", sentence):
+                if noun in genders and article in set().union(*forms.values()):
+                    assert article in forms[genders[noun]], sentence
+                    seen[article] += 1
+    assert set(seen) == set().union(*forms.values())
+
+
+@pytest.mark.parametrize("code", ["en", "fr", "de"])
 def test_stories_are_short(stories, code):
     """Words become speech and speech becomes tokens: the experiment's budget rests on this."""
     words = [len(sentence.split()) for plan in stories["train", "strict"] for sentence in tell(plan, code)]
@@ -248,7 +327,7 @@ def test_tuple_holdout_keeps_the_pair_and_changes_place_and_action(stories, spli
         assert HOLDOUT.split_of_pair(plan.pair) == "train"
 
 
-@pytest.mark.parametrize("code", ["en", "fr"])
+@pytest.mark.parametrize("code", ["en", "fr", "de"])
 @pytest.mark.parametrize("rule", ["strict", "tuple"])
 def test_no_training_story_is_a_held_out_story(stories, rule, code):
     trained = {tuple(tell(plan, code)) for plan in stories["train", "strict"]}
@@ -259,7 +338,7 @@ def test_no_training_story_is_a_held_out_story(stories, rule, code):
     assert [len(trained), len(dev), len(test)] == [6000, 600, 600]
 
 
-@pytest.mark.parametrize("code", ["en", "fr"])
+@pytest.mark.parametrize("code", ["en", "fr", "de"])
 def test_no_strict_ending_is_heard_in_training(stories, code):
     trained = {tell(plan, code)[-1] for plan in stories["train", "strict"]}
     endings = {tell(plan, code)[-1] for split in ("dev", "test") for plan in stories[split, "strict"]}

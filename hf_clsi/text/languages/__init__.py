@@ -5,10 +5,11 @@ from string import Formatter
 from .base import FRAME_TABLES, Character, Language, Noun, TopicWords, Verb
 from .english import English
 from .french import French
+from .german import German
 
 # English is the reference: its tables define which topics, characters and frames exist.
 REFERENCE_LANGUAGE = "en"
-LANGUAGES: dict[str, Language] = {"en": English(), "fr": French()}
+LANGUAGES: dict[str, Language] = {"en": English(), "fr": French(), "de": German()}
 
 
 def register_language(language: Language) -> None:
