@@ -124,7 +124,6 @@ class ClsiModel(ClsiPreTrainedModel):
             return cached or self.config.text_config.model_type not in ISOLATING_DECODERS
         return isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2
 
-    @can_return_tuple
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
@@ -328,8 +327,10 @@ def _check_length(tokens: int, is_one_document: bool, config: ClsiConfig) -> Non
     """Raise ValueError for rows without tokens, or of one document longer than the decoder's context."""
     if tokens == 0:
         raise ValueError("The rows have no tokens. A document begins with BOS, so it has at least one.")
+    if not is_one_document:
+        return
     context = getattr(config.text_config, "max_position_embeddings", None)
-    if is_one_document and context is not None and tokens > context:
+    if context is not None and tokens > context:
         raise ValueError(
             f"A document of {tokens:,} tokens is longer than the model's context of {context:,} "
             "(max_position_embeddings). Cut it, or pass position_ids that restart at each document of a "
