@@ -124,6 +124,7 @@ class ClsiModel(ClsiPreTrainedModel):
             return cached or self.config.text_config.model_type not in ISOLATING_DECODERS
         return isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,

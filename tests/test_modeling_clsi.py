@@ -328,3 +328,13 @@ def test_inputs_are_not_changed():
     model(**packed).loss.backward()
     assert all(torch.equal(packed[key], before[key]) for key in before)
     assert model.config.to_dict() == config
+
+
+def test_a_tuple_comes_back_where_one_is_asked_for():
+    model, ids = build(), torch.tensor([DOCUMENTS[0]])
+    with torch.no_grad():
+        hidden = model.model(input_ids=ids).last_hidden_state
+        assert torch.equal(model.model(input_ids=ids, return_dict=False)[0], hidden)
+        model.config.return_dict = False
+        for answer in (model.model(input_ids=ids), model(input_ids=ids)):
+            assert isinstance(answer, tuple)
