@@ -284,6 +284,7 @@ class ClsiForCausalLM(ClsiPreTrainedModel, ClsiGenerationMixin):
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
+            return_dict=True,
             **kwargs,
         )
         hidden = outputs.last_hidden_state
