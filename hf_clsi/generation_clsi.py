@@ -1,5 +1,6 @@
 """Prompts of units become continuations: what may come out, when it stops, audio while it is being made."""
 
+import math
 from collections.abc import Iterator
 from queue import Queue
 
@@ -107,6 +108,15 @@ def check_token_ids(ids: torch.Tensor, config: ClsiConfig) -> None:
         )
 
 
+def whole_frames(seconds: float, frame_rate: float) -> int:
+    """Frames of `frame_rate` Hz that end within `seconds`, at least one.
+
+    >>> whole_frames(0.24, 12.5), whole_frames(0.25, 12.5), whole_frames(0.01, 12.5)
+    (3, 3, 1)
+    """
+    return max(1, math.floor(seconds * frame_rate + 1e-6))  # 0.24 * 12.5 need not be 3
+
+
 class MaxSecondsCriteria(StoppingCriteria):
     """Ends each row once its new tokens sound for `max_seconds`, by at most one token more.
 
@@ -144,6 +154,8 @@ class ClsiAudioStreamer(BaseStreamer):
             second generated costs `1 + context_seconds / chunk_seconds` seconds of decoding.
         overlap_seconds (`float`, defaults to 0.04): blended at each border.
         skip_prompt (`bool`, defaults to `True`): leave out the prompt, which still serves as context.
+        max_seconds (`float`, *optional*): hand out no more new speech than this, even if the last token says
+            more.
         timeout (`float`, *optional*): seconds to wait for a chunk before `queue.Empty` is raised.
 
     Yields:
@@ -171,6 +183,7 @@ class ClsiAudioStreamer(BaseStreamer):
         context_seconds: float = 10.0,
         overlap_seconds: float = 0.04,
         skip_prompt: bool = True,
+        max_seconds: float | None = None,
         timeout: float | None = None,
     ):
         if not chunk_seconds > 0 or context_seconds < 0 or overlap_seconds < 0:
@@ -185,12 +198,14 @@ class ClsiAudioStreamer(BaseStreamer):
         self.chunk_frames = max(1, round(chunk_seconds * extractor.frame_rate))
         self.context_frames = round(context_seconds * extractor.frame_rate)
         self.overlap_samples = round(overlap_seconds * extractor.sampling_rate)
+        self.max_frames = None if max_seconds is None else whole_frames(max_seconds, extractor.frame_rate)
         self.queue: Queue = Queue()
         self._begin()
 
     def _begin(self) -> None:
         self._tokens: list[int] = []
         self._has_prompt = False
+        self._prompt_frames = 0
         self._sent = 0  # samples handed out or skipped, from the beginning of the prompt
         self._tail = np.zeros(0, dtype=np.float32)  # decoded behind `_sent`, not yet handed out
 
@@ -204,9 +219,9 @@ class ClsiAudioStreamer(BaseStreamer):
         self._tokens.extend(value.reshape(-1).tolist())
         if not self._has_prompt:
             self._has_prompt = True
+            self._prompt_frames = len(self.processor.decode_frames(self._tokens))
             if self.skip_prompt:
-                prompt = self.processor.decode_frames(self._tokens)
-                self._sent = len(prompt) * self.processor.feature_extractor.hop_length
+                self._sent = self._prompt_frames * self.processor.feature_extractor.hop_length
             return
         self._decode(last=False)
 
@@ -224,6 +239,8 @@ class ClsiAudioStreamer(BaseStreamer):
     def _decode(self, last: bool) -> None:
         hop = self.processor.feature_extractor.hop_length
         frames = self.processor.decode_frames(self._tokens)
+        if self.max_frames is not None:
+            frames = frames[: self._prompt_frames + self.max_frames]
         done = (self._sent + len(self._tail)) // hop
         if len(frames) - done < (1 if last else self.chunk_frames):
             if last and len(self._tail):

@@ -1,5 +1,6 @@
 """Speech in, its continuation out: the task `speech-continuation` of `transformers.pipeline`."""
 
+import bisect
 import math
 from collections.abc import Iterator
 from threading import Event, Thread
@@ -9,7 +10,7 @@ import numpy as np
 import torch
 from transformers import GenerationConfig, Pipeline, StoppingCriteria, StoppingCriteriaList
 
-from .generation_clsi import ClsiAudioStreamer, MaxSecondsCriteria
+from .generation_clsi import ClsiAudioStreamer, MaxSecondsCriteria, whole_frames
 
 DEFAULT_SECONDS = 5.0
 STREAMER_SETTINGS = ("chunk_seconds", "context_seconds", "overlap_seconds", "timeout")
@@ -34,9 +35,9 @@ class SpeechContinuationPipeline(Pipeline):
             "array" (or "raw") and "sampling_rate", or with "bytes" and "path", as datasets' Audio columns
             yield; a mapping {"units": [n]} of the audio tokenizer's raw units.
         sampling_rate: Hz of bare waveforms.
-        max_new_seconds (defaults to 5.0, unless `max_new_tokens` or `max_length` is given): speech to add; a
-            continuation that ends itself by EOS is shorter, and one whose last token holds several units may
-            be a little longer.
+        max_new_seconds (defaults to 5.0, unless `max_new_tokens` or `max_length` is given): speech to add, at
+            most; a continuation that ends itself by EOS is shorter. Where the last token says more (one token
+            can hold several units), it is cut.
         num_return_sequences: continuations of each prompt; with more than one, the result is a list of them.
         seed: makes sampling repeatable: every batch starts from it, whatever was drawn before, and PyTorch's
             global generators are left as they were.
@@ -108,7 +109,7 @@ class SpeechContinuationPipeline(Pipeline):
         prompt = inputs.pop("prompt")
         rows, length = inputs["input_ids"].shape
         seed = generation.pop("seed", None)
-        settings = self._generation_settings(length, generation)
+        seconds, settings = self._generation_settings(length, generation)
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices, enabled=seed is not None):
             if seed is not None:
@@ -119,11 +120,17 @@ class SpeechContinuationPipeline(Pipeline):
         return {
             "sequences": sequences.reshape(rows, -1, sequences.shape[1]),
             "prompt_length": torch.full((rows,), length),
+            "max_seconds": torch.full((rows,), seconds if seconds is not None else math.inf),
             "prompt": prompt,
         }
 
-    def _generation_settings(self, prompt_length: int, generation: dict[str, Any]) -> dict[str, Any]:
-        """Arguments of a call -> arguments of `generate`, for prompts [B, prompt_length]."""
+    def _generation_settings(
+        self, prompt_length: int, generation: dict[str, Any]
+    ) -> tuple[float | None, dict[str, Any]]:
+        """Arguments of a call -> seconds, if they limit it, and arguments of `generate`.
+
+        The prompts are [B, prompt_length].
+        """
         settings = {"do_sample": True, **generation}
         config = settings.get("generation_config")
         if config is not None:
@@ -133,7 +140,7 @@ class SpeechContinuationPipeline(Pipeline):
         if seconds is None and not limits & {*settings, *_changed_settings(config)}:
             seconds = DEFAULT_SECONDS
         if seconds is None:
-            return settings
+            return None, settings
         token_seconds = self.processor.token_seconds
         stop = MaxSecondsCriteria(token_seconds, seconds, prompt_length)
         # The shortest token bounds the number of tokens; the criterion ends a row that speaks in longer ones.
@@ -150,7 +157,7 @@ class SpeechContinuationPipeline(Pipeline):
             most = context - prompt_length
         settings.setdefault("max_new_tokens", most)
         criteria = [*settings.get("stopping_criteria", ()), stop]
-        return {**settings, "stopping_criteria": StoppingCriteriaList(criteria)}
+        return seconds, {**settings, "stopping_criteria": StoppingCriteriaList(criteria)}
 
     def postprocess(
         self, model_outputs, return_prompt: bool = False
@@ -158,25 +165,37 @@ class SpeechContinuationPipeline(Pipeline):
         """Token ids of one prompt -> its continuation, or a list of them."""
         # Of a batch that was taken apart, the library gives each part its axis of the batch back.
         length, prompt = int(model_outputs["prompt_length"]), np.ravel(model_outputs["prompt"])
-        results = []
+        extractor, results = self.processor.feature_extractor, []
         for sequence in model_outputs["sequences"].reshape(-1, model_outputs["sequences"].shape[-1]):
-            heard = self.processor.decode_frames(sequence[:length])
+            heard = len(self.processor.decode_frames(sequence[:length]))
             frames = self.processor.decode_frames(sequence)
+            units = self.processor.decode_units(sequence[length:])
+            seconds = float(model_outputs["max_seconds"])
+            if seconds < math.inf:
+                frames = frames[: heard + whole_frames(seconds, extractor.frame_rate)]
+                units = units[: self._units_in(sequence[:length], units, len(frames))]
             # Decoded after the prompt, so that the voice goes on where it stopped.
-            audio = self.processor.frames_to_audio(frames)[
-                len(heard) * self.processor.feature_extractor.hop_length :
-            ]
-            rate = self.processor.feature_extractor.sampling_rate
+            audio = self.processor.frames_to_audio(frames)[heard * extractor.hop_length :]
             result = {
                 "audio": audio,
-                "sampling_rate": rate,
-                "units": self.processor.decode_units(sequence[length:]),
-                "seconds": len(audio) / rate,
+                "sampling_rate": extractor.sampling_rate,
+                "units": units,
+                "seconds": len(audio) / extractor.sampling_rate,
             }
             if return_prompt:
                 result |= {"prompt": prompt, "joined": np.concatenate([prompt, audio])}
             results.append(result)
         return results[0] if len(results) == 1 else results
+
+    def _units_in(self, prompt: torch.Tensor, units: np.ndarray, frames: int) -> int:
+        """How many of the `units` after a `prompt` of token ids it takes to fill `frames` with both."""
+        tokens = np.concatenate([prompt.cpu().numpy(), units])  # a unit is a token
+        # More units never last for fewer frames.
+        return bisect.bisect_left(
+            range(len(units)),
+            frames,
+            key=lambda number: len(self.processor.decode_frames(tokens[: len(prompt) + number])),
+        )
 
     def save_pretrained(self, save_directory, **kwargs) -> None:
         """Save model and processor (with its audio tokenizer) in one folder, which `pipeline` loads."""
@@ -202,9 +221,9 @@ class SpeechContinuationPipeline(Pipeline):
         generation = {**self._forward_params, **generation}
         prompt = dict(self.preprocess(inputs, **{**self._preprocess_params, **preprocess}))
         prompt.pop("prompt")
-        streamer = ClsiAudioStreamer(self.processor, **streaming)
         seed = generation.pop("seed", None)
-        settings = self._generation_settings(prompt["input_ids"].shape[1], generation)
+        seconds, settings = self._generation_settings(prompt["input_ids"].shape[1], generation)
+        streamer = ClsiAudioStreamer(self.processor, max_seconds=seconds, **streaming)
         reader_left = Event()
         settings["stopping_criteria"] = StoppingCriteriaList(
             [*settings.get("stopping_criteria", ()), _StopWhenSet(reader_left)]

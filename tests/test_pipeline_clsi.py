@@ -212,20 +212,31 @@ def test_several_continuations_of_each_prompt(speak, batch_size):
 # -- how long, how drawn -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("seconds", "units"), [(0.02, 1), (0.5, 25), (0.51, 26)])
+@pytest.mark.parametrize(("seconds", "units"), [(0.01, 1), (0.02, 1), (0.5, 25), (0.51, 25), (0.52, 26)])
 def test_seconds_bound_the_continuation(speak, seconds, units):
     result = speak(PROMPTS[0], max_new_seconds=seconds, **ENDLESS)
     assert len(result["units"]) == units
 
 
 def test_seconds_are_counted_as_the_tokens_sound():
-    model, processor = make(merges=[(1, 2), (7, 14)], deduplicate=True)
-    result = model.speech_continuation(processor)(
-        {"units": [5, 3]}, max_new_seconds=0.4, suppress_tokens=[32, 33, 34], seed=0
-    )
-    longest = processor.token_seconds.max()
-    assert 0.4 - 0.02 <= result["seconds"] <= 0.4 + longest + 0.02  # frames are whole, by rounding
-    assert len(result["units"]) < 20  # and not one unit a frame
+    """Tokens of several units, units of several frames: the last one is cut, streamed or not."""
+    model, processor = make(merges=[(1, 2), (7, 14), (30, 31), (5, 3)], deduplicate=True)
+    speak = model.speech_continuation(processor)
+    cut = 0
+    for seed in range(8):
+        settings = {"max_new_seconds": 0.4, "suppress_tokens": [34, 35, 36], "seed": seed}
+        result = speak({"units": [5, 3]}, **settings)
+        assert result["seconds"] == pytest.approx(0.4)
+        # The units are those that it takes to say the audio, no more and no fewer.
+        tokens, prompt = [34, 5, 3, *result["units"]], len(processor.decode_frames([34, 5, 3]))
+        frames = processor.decode_frames(tokens)
+        assert len(processor.decode_frames(tokens[:-1])) - prompt < 20 <= len(frames) - prompt
+        audio = processor.frames_to_audio(frames[: prompt + 20])[prompt * 320 :]
+        np.testing.assert_array_equal(result["audio"], audio)
+        chunks = np.concatenate(list(speak.stream({"units": [5, 3]}, chunk_seconds=0.1, **settings)))
+        assert len(chunks) == len(result["audio"])
+        cut += len(frames) - prompt > 20
+    assert cut > 0
 
 
 def test_five_seconds_are_the_default(checkpoint):
