@@ -95,5 +95,45 @@ def tiny_mimi():
     return lambda: copy.deepcopy(model)
 
 
+@pytest.fixture(scope="session")
+def tiny_slm():
+    """Function that builds a small speech language model and its processor, random but always the same.
+
+    30 units of 20 ms at 16 kHz, embedded tokenizer; a Llama of width 32 and context 128 unless `decoder` says
+    otherwise. Its weights spread widely, so that greedy continuations have some variety.
+    """
+    from hf_clsi import (
+        ClsiConfig,
+        ClsiFeatureExtractor,
+        ClsiForCausalLM,
+        ClsiProcessor,
+        ClsiUnitsConfig,
+        ClsiUnitsModel,
+    )
+    from hf_clsi.processing_clsi import build_unit_tokenizer
+
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+
+    def build(merges=(), deduplicate=False, **decoder):
+        rates = {"sampling_rate": 16_000, "frame_rate": 50.0}
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            units = ClsiUnitsModel(ClsiUnitsConfig(num_units=30, hop_length=320)).eval()
+            units.centroid_mels.normal_(mean=-3.0)
+            units.mean_run_length.uniform_(1.0, 3.0)
+            config = ClsiConfig(
+                num_units=30,
+                num_merges=len(merges),
+                deduplicate=deduplicate,
+                text_config={**sizes, "max_position_embeddings": 128, "initializer_range": 0.3, **decoder},
+                **rates,
+            )
+            model = ClsiForCausalLM(config).eval()
+        tokenizer = build_unit_tokenizer(30, merges)
+        return model, ClsiProcessor(ClsiFeatureExtractor(**rates), tokenizer, units, deduplicate=deduplicate)
+
+    return build
+
+
 def pytest_unconfigure():
     shutil.rmtree(_HOME, ignore_errors=True)

@@ -11,47 +11,9 @@ import soundfile
 import torch
 from transformers import AutoModelForCausalLM, AutoProcessor, GenerationConfig, pipeline
 
-from hf_clsi import (
-    ClsiConfig,
-    ClsiFeatureExtractor,
-    ClsiForCausalLM,
-    ClsiProcessor,
-    ClsiUnitsConfig,
-    ClsiUnitsModel,
-    SpeechContinuationPipeline,
-)
-from hf_clsi.processing_clsi import build_unit_tokenizer
+from hf_clsi import ClsiForCausalLM, ClsiProcessor, ClsiUnitsModel, SpeechContinuationPipeline
 
-RATE, NUM_UNITS = 16_000, 30
-DECODER = {
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "max_position_embeddings": 128,
-    "initializer_range": 0.3,
-}
-
-
-def make(merges=(), deduplicate=False, **decoder):
-    """A model and a processor with random weights; a frame is 20 ms."""
-    torch.manual_seed(0)
-    units = ClsiUnitsModel(ClsiUnitsConfig(num_units=NUM_UNITS, hop_length=320)).eval()
-    units.centroid_mels.normal_(mean=-3.0)
-    units.mean_run_length.uniform_(1.0, 3.0)
-    extractor = ClsiFeatureExtractor(sampling_rate=RATE, frame_rate=50.0)
-    processor = ClsiProcessor(
-        extractor, build_unit_tokenizer(NUM_UNITS, merges), units, deduplicate=deduplicate
-    )
-    config = ClsiConfig(
-        num_units=NUM_UNITS,
-        num_merges=len(merges),
-        deduplicate=deduplicate,
-        sampling_rate=RATE,
-        frame_rate=50.0,
-        text_config={**DECODER, **decoder},
-    )
-    return ClsiForCausalLM(config).eval(), processor
+RATE = 16_000
 
 
 def noise(seconds, seed=0):
@@ -62,9 +24,9 @@ def noise(seconds, seed=0):
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
+def checkpoint(tmp_path_factory, tiny_slm):
     folder = tmp_path_factory.mktemp("checkpoint")
-    model, processor = make()
+    model, processor = tiny_slm()
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
@@ -111,8 +73,8 @@ def test_prompt_and_joined_are_returned_if_asked_for(speak):
     np.testing.assert_array_equal(result["joined"], np.concatenate([prompt, result["audio"]]))
 
 
-def test_merges_and_collapsed_runs_are_undone():
-    model, processor = make(merges=[(1, 2), (7, 14)], deduplicate=True)
+def test_merges_and_collapsed_runs_are_undone(tiny_slm):
+    model, processor = tiny_slm(merges=[(1, 2), (7, 14)], deduplicate=True)
     result = model.speech_continuation(processor)({"units": [5, 5, 7, 14]}, **GREEDY)
     ids = model.generate(processor(units=[5, 5, 7, 14])["input_ids"], **GREEDY)[0]
     assert ids[:3].tolist() == [32, 5, 31]
@@ -218,9 +180,9 @@ def test_seconds_bound_the_continuation(speak, seconds, units):
     assert len(result["units"]) == units
 
 
-def test_seconds_are_counted_as_the_tokens_sound():
+def test_seconds_are_counted_as_the_tokens_sound(tiny_slm):
     """Tokens of several units, units of several frames: the last one is cut, streamed or not."""
-    model, processor = make(merges=[(1, 2), (7, 14), (30, 31), (5, 3)], deduplicate=True)
+    model, processor = tiny_slm(merges=[(1, 2), (7, 14), (30, 31), (5, 3)], deduplicate=True)
     speak = model.speech_continuation(processor)
     cut = 0
     for seed in range(8):
@@ -297,15 +259,15 @@ def test_audio_that_cannot_be_continued_is_refused(speak, audio, message):
         speak(audio, sampling_rate=None if isinstance(audio, str) else RATE)
 
 
-def test_a_processor_of_another_model_is_refused():
-    model, _ = make()
-    _, other = make(merges=[(1, 2)])
+def test_a_processor_of_another_model_is_refused(tiny_slm):
+    model, _ = tiny_slm()
+    _, other = tiny_slm(merges=[(1, 2)])
     with pytest.raises(ValueError, match="processor has num_merges=1, but the model has num_merges=0"):
         model.speech_continuation(other)
 
 
-def test_a_processor_is_needed_with_its_audio_tokenizer():
-    model, processor = make()
+def test_a_processor_is_needed_with_its_audio_tokenizer(tiny_slm):
+    model, processor = tiny_slm()
     with pytest.raises(RuntimeError, match="no audio tokenizer"):
         model.speech_continuation(ClsiProcessor(processor.feature_extractor, processor.tokenizer))
     with pytest.raises(ValueError, match="needs a processor"):

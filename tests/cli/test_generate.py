@@ -5,35 +5,19 @@ import json
 import numpy as np
 import pytest
 import soundfile
-import torch
 
-from hf_clsi import (
-    ClsiConfig,
-    ClsiFeatureExtractor,
-    ClsiForCausalLM,
-    ClsiProcessor,
-    ClsiUnitsConfig,
-    ClsiUnitsModel,
-)
 from hf_clsi.cli.main import main
-from hf_clsi.processing_clsi import build_unit_tokenizer
 
 RATE = 16_000
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
+def model(tmp_path_factory, tiny_slm):
     folder = tmp_path_factory.mktemp("model")
-    torch.manual_seed(0)
-    units = ClsiUnitsModel(ClsiUnitsConfig(num_units=30, hop_length=320)).eval()
-    units.centroid_mels.normal_(mean=-3.0)
-    extractor = ClsiFeatureExtractor(sampling_rate=RATE, frame_rate=50.0)
-    ClsiProcessor(extractor, build_unit_tokenizer(30), units).save_pretrained(folder)
-    decoder = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
-    config = ClsiConfig(num_units=30, sampling_rate=RATE, frame_rate=50.0, text_config=decoder)
-    model = ClsiForCausalLM(config)
+    model, processor = tiny_slm(max_position_embeddings=2048)
     model.generation_config.suppress_tokens = [30, 31, 32]  # never ends by itself
     model.save_pretrained(folder)
+    processor.save_pretrained(folder)
     return str(folder)
 
 
