@@ -101,6 +101,12 @@ class ClsiModel(ClsiPreTrainedModel):
     def __init__(self, config: ClsiConfig):
         super().__init__(config)
         self.language_model = AutoModel.from_config(config.text_config)
+        if "past_key_values" not in signature(self.language_model.forward).parameters:
+            raise ValueError(
+                f"Decoders of type {config.text_config.model_type!r} have no key-value cache "
+                "(past_key_values), by which documents are kept apart and prompts shared. Take one with "
+                "attention, such as 'llama' or 'qwen2'."
+            )
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:

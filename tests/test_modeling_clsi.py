@@ -338,3 +338,9 @@ def test_a_tuple_comes_back_where_one_is_asked_for():
         model.config.return_dict = False
         for answer in (model.model(input_ids=ids), model(input_ids=ids)):
             assert isinstance(answer, tuple)
+
+
+def test_a_decoder_without_a_key_value_cache_is_refused():
+    decoder = {"model_type": "mamba", "hidden_size": 32, "num_hidden_layers": 1, "state_size": 4}
+    with pytest.raises(ValueError, match="'mamba' have no key-value cache"):
+        ClsiForCausalLM(ClsiConfig(num_units=20, text_config=decoder))
