@@ -116,11 +116,12 @@ class SpeechContinuationPipeline(Pipeline):
                 torch.manual_seed(seed)
             output = self.model.generate(**inputs, **settings)
         sequences = output if isinstance(output, torch.Tensor) else output.sequences
+        limit = math.inf if seconds is None else seconds
         # A batch is taken apart again by its first axis: continuations of one prompt stay together.
         return {
             "sequences": sequences.reshape(rows, -1, sequences.shape[1]),
             "prompt_length": torch.full((rows,), length),
-            "max_seconds": torch.full((rows,), seconds if seconds is not None else math.inf),
+            "max_seconds": torch.full((rows,), limit, dtype=torch.float64),  # 163.84 s are 2,048 frames
             "prompt": prompt,
         }
 

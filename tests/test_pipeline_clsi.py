@@ -180,6 +180,17 @@ def test_seconds_bound_the_continuation(speak, seconds, units):
     assert len(result["units"]) == units
 
 
+def test_a_long_continuation_has_its_last_frame(tiny_slm):
+    """131.06 s in float32 are a little less than 6,553 frames."""
+    model, processor = tiny_slm(max_position_embeddings=7000, hidden_size=8, num_attention_heads=1)
+    prompt = processor(units=[1, 2])
+    sequences = torch.cat([prompt["input_ids"], torch.ones(1, 6553, dtype=torch.long)], dim=1)
+    speak = model.speech_continuation(processor)
+    model.generate = lambda **settings: sequences
+    processor.frames_to_audio = lambda frames: np.zeros(len(frames) * 320, dtype=np.float32)
+    assert len(speak({"units": [1, 2]}, max_new_seconds=131.06)["units"]) == 6553
+
+
 def test_seconds_are_counted_as_the_tokens_sound(tiny_slm):
     """Tokens of several units, units of several frames: the last one is cut, streamed or not."""
     model, processor = tiny_slm(merges=[(1, 2), (7, 14), (30, 31), (5, 3)], deduplicate=True)
