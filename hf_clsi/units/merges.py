@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from huggingface_hub import snapshot_download
 from tokenizers import Tokenizer, models, trainers
 
 from ..processing_clsi import FIRST_UNIT_CHARACTER, MAX_UNITS, build_unit_tokenizer
@@ -173,14 +176,22 @@ class UnitMerges:
         (folder / SETTINGS_FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
-    def load(cls, folder: str | Path) -> UnitMerges:
+    def load(cls, source: str | Path, **hub: Any) -> UnitMerges:
         """Read what `save` wrote, or a clsi checkpoint's tokenizer.json with the config.json beside it.
 
+        Args:
+            source: a folder, or the Hub id of a checkpoint.
+            **hub: `revision`, `cache_dir`, `token`, `local_files_only`, for a Hub id.
+
         Raises:
-            FileNotFoundError: no tokenizer.json, or neither of the two others.
+            FileNotFoundError: no such folder, no tokenizer.json, or neither of the two others.
+            OSError: no such checkpoint on the Hub (from huggingface_hub).
             ValueError: the files do not agree.
         """
-        folder = Path(folder)
+        folder = Path(source)
+        if not folder.is_dir() and re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(source)):
+            files = ("tokenizer.json", SETTINGS_FILE, "config.json")
+            folder = Path(snapshot_download(str(source), allow_patterns=files, **hub))
         model = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]
         settings_file = folder / SETTINGS_FILE
         if not settings_file.exists():

@@ -179,3 +179,21 @@ def test_impossible_settings_are_refused():
         UnitMerges(num_units=4, pairs=[(0, 1), (6, 0)])
     with pytest.raises(ValueError, match="num_merges must be at least 0"):
         UnitMerges.learn([units(0)], num_units=4, num_merges=-1)
+
+
+def test_loading_from_the_hub_takes_the_files_of_a_checkpoint(tmp_path):
+    """As huggingface_hub lays out its cache."""
+    merges = UnitMerges(20, [(1, 2), (20, 3)], deduplicate=True)
+    place = tmp_path / "models--someone--slm"
+    revision = "0123456789abcdef0123456789abcdef01234567"
+    merges.save(place / "snapshots" / revision)
+    (place / "refs").mkdir()
+    (place / "refs" / "main").write_text(revision)
+    loaded = UnitMerges.load("someone/slm", cache_dir=tmp_path, local_files_only=True)
+    assert (loaded.num_units, loaded.pairs, loaded.deduplicate) == (20, merges.pairs, True)
+
+
+@pytest.mark.parametrize("source", ["no/such/folder", "nothing"])
+def test_a_missing_folder_is_no_hub_id(source):
+    with pytest.raises(FileNotFoundError, match=source):
+        UnitMerges.load(source)
