@@ -342,6 +342,11 @@ class ClsiConfig(PreTrainedConfig):
         return {"none": None, "bos": self.bos_token_id, "eos": self.eos_token_id}[self.separator]
 
     @property
+    def context_length(self) -> int | None:
+        """Tokens that the decoder can attend to; None where its type knows no such limit."""
+        return getattr(self.text_config, "max_position_embeddings", None)
+
+    @property
     def hop_length(self) -> int:
         """Samples of audio in one unit (before collapsing and merging)."""
         return round(self.sampling_rate / self.frame_rate)

@@ -61,7 +61,7 @@ class ClsiGenerationMixin(GenerationMixin):
         )
 
     def _validate_generated_length(self, generation_config, input_ids_length, has_default_max_length):
-        context = getattr(self.config.text_config, "max_position_embeddings", None)
+        context = self.config.context_length
         if context is not None:
             if input_ids_length >= context:
                 raise ValueError(

@@ -337,7 +337,7 @@ def _check_length(tokens: int, is_one_document: bool, config: ClsiConfig) -> Non
         raise ValueError("The rows have no tokens. A document begins with BOS, so it has at least one.")
     if not is_one_document:
         return
-    context = getattr(config.text_config, "max_position_embeddings", None)
+    context = config.context_length
     if context is not None and tokens > context:
         raise ValueError(
             f"A document of {tokens:,} tokens is longer than the model's context of {context:,} "

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import GenerationConfig, Pipeline, StoppingCriteria, StoppingCriteriaList
+from transformers import Pipeline, StoppingCriteria, StoppingCriteriaList
 
 from .generation_clsi import ClsiAudioStreamer, MaxSecondsCriteria, whole_frames
 
@@ -132,13 +132,11 @@ class SpeechContinuationPipeline(Pipeline):
 
         The prompts are [B, prompt_length].
         """
-        settings = {"do_sample": True, **generation}
-        config = settings.get("generation_config")
-        if config is not None:
-            settings = {**generation, "generation_config": config}
+        config = generation.get("generation_config")
+        settings = dict(generation) if config is not None else {"do_sample": True, **generation}
         seconds = settings.pop("max_new_seconds", None)
-        limits = {"max_new_tokens", "max_length"}
-        if seconds is None and not limits & {*settings, *_changed_settings(config)}:
+        given = {*settings} if config is None else {*settings, *config.to_diff_dict()}
+        if seconds is None and not given & {"max_new_tokens", "max_length"}:
             seconds = DEFAULT_SECONDS
         if seconds is None:
             return None, settings
@@ -146,7 +144,7 @@ class SpeechContinuationPipeline(Pipeline):
         stop = MaxSecondsCriteria(token_seconds, seconds, prompt_length)
         # The shortest token bounds the number of tokens; the criterion ends a row that speaks in longer ones.
         most = math.ceil(seconds / token_seconds[token_seconds > 0].min() - 1e-9)
-        context = getattr(self.model.config.text_config, "max_position_embeddings", None)
+        context = self.model.config.context_length
         if context is not None and 0 < context - prompt_length < most:
             longest = token_seconds.max() * (context - prompt_length)
             if longest < seconds:
@@ -254,11 +252,6 @@ class _StopWhenSet(StoppingCriteria):
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs) -> torch.BoolTensor:
         return torch.full((len(input_ids),), self.event.is_set(), device=input_ids.device)
-
-
-def _changed_settings(config: GenerationConfig | None) -> dict[str, Any]:
-    """What a generation config says that its class does not."""
-    return {} if config is None else config.to_diff_dict()
 
 
 __all__ = ["SpeechContinuationPipeline"]

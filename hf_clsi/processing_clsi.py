@@ -18,6 +18,7 @@ FIRST_UNIT_CHARACTER = 0xF0000
 MAX_UNITS = 65_536
 AUDIO_TOKENIZER_KEY = "audio_tokenizer_id"  # in processor_config.json
 AUDIO_TOKENIZER_FOLDER = "audio_tokenizer"
+HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")  # "owner/name", or "name" as the oldest models have it
 HUB_KWARGS = ("cache_dir", "force_download", "local_files_only", "token")
 BOS_TOKEN, EOS_TOKEN, PAD_TOKEN = "<|bos|>", "<|eos|>", "<|pad|>"
 
@@ -481,7 +482,7 @@ class ClsiProcessor(ProcessorMixin):
         if place is not None:
             if place.is_relative_to(folder.resolve()):
                 return "./" + place.relative_to(folder.resolve()).as_posix()
-        elif origin and re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", origin):
+        elif origin and HUB_ID.fullmatch(origin):
             return origin
         self.audio_tokenizer.save_pretrained(inside)
         return f"./{AUDIO_TOKENIZER_FOLDER}"

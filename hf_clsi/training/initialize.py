@@ -24,6 +24,7 @@ from transformers import (
 
 from ..configuration_clsi import ClsiConfig
 from ..modeling_clsi import ClsiForCausalLM
+from ..processing_clsi import HUB_ID
 
 logger = logging.getLogger(__name__)
 
@@ -195,7 +196,7 @@ def _public_name(source: str | Path) -> str:
     cached = re.search(r"models--([^/\\]+)[/\\]snapshots[/\\]", source)
     if cached:  # the folder of huggingface_hub's cache, whose own name is a commit
         return cached[1].replace("--", "/")
-    is_hub_id = re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", source) and not os.path.isdir(source)
+    is_hub_id = HUB_ID.fullmatch(source) and not os.path.isdir(source)
     return source if is_hub_id or not source else os.path.basename(os.path.abspath(source))
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ import numpy as np
 from huggingface_hub import snapshot_download
 from tokenizers import Tokenizer, models, trainers
 
-from ..processing_clsi import FIRST_UNIT_CHARACTER, MAX_UNITS, build_unit_tokenizer
+from ..processing_clsi import FIRST_UNIT_CHARACTER, HUB_ID, MAX_UNITS, build_unit_tokenizer
 from .runs import collapse_ragged
 
 SETTINGS_FILE = "unit_merges.json"
@@ -189,7 +188,7 @@ class UnitMerges:
             ValueError: the files do not agree.
         """
         folder = Path(source)
-        if not folder.is_dir() and re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(source)):
+        if not folder.is_dir() and "/" in str(source) and HUB_ID.fullmatch(str(source)):
             files = ("tokenizer.json", SETTINGS_FILE, "config.json")
             folder = Path(snapshot_download(str(source), allow_patterns=files, **hub))
         model = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]
