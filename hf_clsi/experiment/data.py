@@ -33,7 +33,7 @@ from tqdm.auto import tqdm
 
 from ..configuration_clsi_units import ClsiUnitsConfig
 from ..modeling_clsi_units import ClsiUnitsModel
-from ..rows.schema import cloze_columns, story_columns
+from ..rows.schema import METADATA, cloze_columns, story_columns
 from ..rows.shards import write_shards
 from ..speech.audio import resample
 from ..speech.synthesis import EspeakEngine, SynthesisRequest, synthesize_many
@@ -48,9 +48,6 @@ logger = logging.getLogger(__name__)
 
 HOLDOUTS = ("strict", "tuple")
 _PORTION = 1000  # sentences that a thread encodes at a time; the same for any number of threads
-
-#: Columns that say how a row was read, beside those that rows/schema.py knows.
-_READING = {"reading": "string", "pause_s": "float64"}
 
 
 @dataclass(frozen=True)
@@ -401,8 +398,7 @@ def _write_items(
 
 def _record_columns(record: dict[str, Any]) -> dict[str, str]:
     """Types of the columns that say how a row was made."""
-    types = {"rate_wpm": "int32", "seed": "int64"} | _READING
-    return {name: types.get(name, "string") for name in record}
+    return {name: METADATA[name] for name in record}
 
 
 def _write_card(folder: Path, preset: Preset, reader: Reader, what: str) -> None:

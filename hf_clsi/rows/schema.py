@@ -1,4 +1,4 @@
-"""Turns plain dictionaries into checked rows of a known kind: story, parallel or cloze.
+"""Turns plain dictionaries into checked rows of a known kind: story, parallel, cloze or pair.
 
 A row is one dictionary per story or per benchmark item; it is the record that every later station reads.
 
@@ -7,6 +7,7 @@ A row is one dictionary per story or per benchmark item; it is the record that e
 | story | `story_id` | `units_<L>`: sentences | a story in every language L, aligned by sentence |
 | parallel | `story_id` | `units_<L>`: one sentence | a sentence in every language L |
 | cloze | `id` | `prompt_units`: sentences; `correct_units`, `negative_units` | one item, one direction |
+| pair | `id` | `correct_units`, `negative_units` | two whole utterances, one of them right (sWUGGY, sBLIMP) |
 
 The prompt of a cloze item keeps its sentence borders (`List(List(uint16))`), because separators and merges
 are applied per sentence, as in training; each ending is one sentence (`List(uint16)`). `prompt_text` and
@@ -28,7 +29,7 @@ import numpy as np
 if TYPE_CHECKING:
     import datasets
 
-ROW_KINDS = ("story", "cloze", "parallel")
+ROW_KINDS = ("story", "cloze", "parallel", "pair")
 
 #: What a column holds. `units` is one sentence, `sentences` is a list of them; `texts` and `audios` go
 #: beside.
@@ -40,9 +41,12 @@ COLUMN_TYPES = (
 METADATA = {
     "topic": "string",
     "engine": "string",
+    "engine_version": "string",
     "voice": "string",
     "licence": "string",
     "rate_wpm": "int32",
+    "reading": "string",
+    "pause_s": "float64",
     "seed": "int64",
     "audio_tokenizer": "string",
 }
@@ -57,17 +61,33 @@ CLOZE_METADATA = {
     "prompt_voice": "string",
     "ending_voice": "string",
 }
+#: Optional columns of pair rows only: what ZeroSpeech 2021's gold.csv says of a pair, and its file names.
+PAIR_METADATA = {
+    "task": "string",
+    "pair_id": "string",
+    "subset": "string",
+    "frequency": "string",
+    "length": "int32",
+    "type": "string",
+    "subtype": "string",
+    "correct_phones": "string",
+    "negative_phones": "string",
+    "correct_file": "string",
+    "negative_file": "string",
+}
 
 _CLOZE_KEYS = ("id", "speaker", "prompt_language", "ending_language")
 _CLOZE_SIDES = ("prompt", "correct", "negative")
+_PAIR_KEYS = ("id", "speaker", "language")
+_PAIR_SIDES = ("correct", "negative")
 _LANGUAGE = re.compile(r"[A-Za-z][A-Za-z0-9]*([_-][A-Za-z0-9]+)*")
 _UINT16_LIMIT = 1 << 16
 
 
 def id_column(kind: str) -> str:
-    """The column that names a row of this kind: `story_id`, or `id` for cloze rows."""
+    """The column that names a row of this kind: `story_id`, or `id` for cloze and pair rows."""
     _check_kind(kind)
-    return "id" if kind == "cloze" else "story_id"
+    return "id" if kind in ("cloze", "pair") else "story_id"
 
 
 def story_columns(
@@ -111,6 +131,19 @@ def cloze_columns(
     return _with_extra(columns, extra, _known_metadata("cloze", ()))
 
 
+def pair_columns(
+    text: bool = True, audio: bool = False, extra: Iterable[str] | Mapping[str, str] = ()
+) -> dict[str, str]:
+    """Columns of pair rows: two utterances of one language and speaker, the first of them right."""
+    columns = dict.fromkeys(_PAIR_KEYS, "string")
+    if text:
+        columns |= {f"{side}_text": "string" for side in _PAIR_SIDES}
+    if audio:
+        columns |= {f"{side}_audio": "audio" for side in _PAIR_SIDES}
+    columns |= {f"{side}_units": "units" for side in _PAIR_SIDES}
+    return _with_extra(columns, extra, _known_metadata("pair", ()))
+
+
 def infer_columns(
     row: Mapping[str, Any],
     kind: str,
@@ -127,6 +160,9 @@ def infer_columns(
     if kind == "cloze":
         text, audio = ("prompt_text" in row), ("prompt_audio" in row)
         base, known = cloze_columns(text, audio), _known_metadata(kind, ())
+    elif kind == "pair":
+        text, audio = ("correct_text" in row), ("correct_audio" in row)
+        base, known = pair_columns(text, audio), _known_metadata(kind, ())
     else:
         if languages is None:
             languages = [key[len("units_") :] for key in row if key.startswith("units_") and key not in extra]
@@ -184,6 +220,13 @@ def cloze_features(
 ) -> datasets.Features:
     """`datasets.Features` of cloze rows; arguments as in `cloze_columns`."""
     return row_features(cloze_columns(text, audio, extra))
+
+
+def pair_features(
+    text: bool = True, audio: bool = False, extra: Iterable[str] | Mapping[str, str] = ()
+) -> datasets.Features:
+    """`datasets.Features` of pair rows; arguments as in `pair_columns`."""
+    return row_features(pair_columns(text, audio, extra))
 
 
 def check_row(
@@ -266,6 +309,8 @@ def _row_name(row: Mapping[str, Any], kind: str) -> str:
 def _known_metadata(kind: str, languages: Sequence[str]) -> dict[str, str]:
     if kind == "cloze":
         return METADATA | CLOZE_METADATA
+    if kind == "pair":
+        return METADATA | PAIR_METADATA
     per_language = {
         f"{name}_{language}": column_type
         for language in languages
@@ -295,6 +340,8 @@ def _with_extra(
 def _optional_columns(kind: str, columns: Mapping[str, str]) -> set[str]:
     if kind == "cloze":
         contract = set(cloze_columns(text=True, audio=True))
+    elif kind == "pair":
+        contract = set(pair_columns(text=True, audio=True))
     else:
         aligned = {"units_": "sentences", "text_": "texts", "audio_": "audios"}
         contract = {"story_id", "speaker"}
@@ -372,7 +419,7 @@ def _check_audio(value: Any, where: str) -> dict[str, Any]:
 
 
 def _check_sentence_counts(row: Mapping[str, Any], columns: Mapping[str, str], kind: str, name: str) -> None:
-    if kind == "cloze":
+    if kind in ("cloze", "pair"):
         return
     aligned = ("sentences", "texts", "audios")
     counts = {c: len(row[c]) for c, t in columns.items() if t in aligned and row[c] is not None}
