@@ -10,9 +10,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from .. import __version__
-from . import encode, export, generate, reproduce
+from . import build, encode, export, generate, reproduce
 
-COMMANDS = (reproduce, encode, generate, export)
+COMMANDS = (reproduce, build, encode, generate, export)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     with log_on_stderr():
         try:
-            arguments.run(arguments)
+            return arguments.run(arguments) or 0
         except (ValueError, RuntimeError, OSError) as error:
             if arguments.debug:
                 traceback.print_exc()
@@ -53,7 +53,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         except KeyboardInterrupt:
             print("error: interrupted; the same command goes on where it can", file=sys.stderr)
             return 130
-    return 0
 
 
 @contextmanager

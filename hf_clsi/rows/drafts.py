@@ -23,15 +23,21 @@ import numpy as np
 
 @dataclass(slots=True)
 class Clip:
-    """One sentence as sound: waveform float32 [n] at `sampling_rate_hz`, and units uint16 [frames]."""
+    """One sentence as sound.
 
-    waveform: np.ndarray
+    waveform: float32 [n] at `sampling_rate_hz`, on the grid of 16-bit samples unless it was recorded; None
+    once it is no longer needed. units: uint16 [frames]. file: the recording as it was found, and its name.
+    """
+
+    waveform: np.ndarray | None
     sampling_rate_hz: int
+    num_samples: int
     units: np.ndarray | None = None
+    file: dict[str, Any] | None = None
 
     @property
     def seconds(self) -> float:
-        return len(self.waveform) / self.sampling_rate_hz
+        return self.num_samples / self.sampling_rate_hz
 
 
 @dataclass(slots=True)

@@ -48,6 +48,7 @@ METADATA = {
     "reading": "string",
     "pause_s": "float64",
     "seed": "int64",
+    "translator": "string",
     "audio_tokenizer": "string",
 }
 #: Optional columns of story and parallel rows, one for each language: `voice_en`, `seconds_fr`, ...

@@ -21,7 +21,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,6 +37,7 @@ _BYTES_PER_GROUP = 32 << 20
 _NAME = re.compile(r"\w+([.-]\w+)*")
 _SHARD = re.compile(r"(?P<split>.+)-(?P<index>\d{5,})-of-(?P<total>\d{5,})\.parquet")
 _DEFAULT_CONFIG = "default"
+PARTIAL = ".partial"  # how the names of unfinished files end
 
 
 class UnitColumn(NamedTuple):
@@ -162,20 +163,52 @@ def write_shard(
     shard may be skipped, and `register_split` names the split in README.md once all of them exist. Unlike a
     split, a shard may be empty.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.partial")
-    writer = _ShardWriter(temporary, columns)
-    try:
+    with open_shards({"": Path(path)}, kind, {"": columns}, num_units) as add:
+        written = 0
         for row in rows:
-            writer.add(check_row(row, kind, columns, num_units))
-        writer.close()
+            add("", row)
+            written += 1
+    return written
+
+
+@contextmanager
+def open_shards(
+    paths: Mapping[str, Path],
+    kind: str,
+    columns: Mapping[str, Mapping[str, str]],
+    num_units: int | None = None,
+) -> Iterator[Callable[[str, Mapping[str, Any]], None]]:
+    """Write several shards side by side, for what gives rows of several configs at once.
+
+    Gives the function `add(name, row)`, which checks a row and puts it into the shard `paths[name]` with the
+    columns `columns[name]`. At the end of the block all shards get their names, one after another; if it ends
+    with an error, none does. Faults of rows are those of `check_row`.
+    """
+    temporary = {
+        # With the process in its name: two attempts at one shard, of which one is a leftover, cannot mix.
+        name: path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
+        for name, path in paths.items()
+    }
+    writers: dict[str, _ShardWriter] = {}
+
+    def add(name: str, row: Mapping[str, Any]) -> None:
+        writers[name].add(check_row(row, kind, columns[name], num_units))
+
+    try:
+        for name, path in temporary.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            writers[name] = _ShardWriter(path, columns[name])
+        yield add
+        for writer in writers.values():
+            writer.close()
     except BaseException:
-        writer.abandon()
-        temporary.unlink(missing_ok=True)
+        for writer in writers.values():
+            writer.abandon()
+        for path in temporary.values():
+            path.unlink(missing_ok=True)
         raise
-    os.replace(temporary, path)
-    return writer.rows
+    for name, path in temporary.items():
+        os.replace(path, paths[name])
 
 
 def register_split(

@@ -1,0 +1,189 @@
+"""Sources become drafts: stories, cloze items and pairs, from texts, from the grammar or from recordings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from ..text.cloze_files import ClozeText, read_cloze_texts, swap_endings
+from ..text.corpora import read_stories
+from ..text.drops import Drops
+from ..text.translation import load_translator
+from .drafts import Draft, Side, cloze_draft, story_draft
+from .jobs import translate_drafts
+from .readers import READERS, find_reader, read_zerospeech
+
+if TYPE_CHECKING:
+    from .builders import BuildSettings
+
+GRAMMAR = "grammar"
+DEFAULT_STORIES = 10_000  # of the grammar, which has no number of its own
+DEFAULT_ITEMS = 1_871  # as many as StoryCloze's test set
+PAIR_DATASETS = {"swuggy": "lexical", "sblimp": "syntactic"}  # and what ZeroSpeech calls them
+
+
+def drafts_by_split(
+    settings: BuildSettings, languages: list[str], drops: Drops, progress: bool
+) -> dict[str, Iterable[Draft]]:
+    """Split -> its drafts. All of one build are of one kind, and either all recorded or all to be spoken.
+
+    Raises:
+        ValueError, FileNotFoundError: a source that cannot be read, or that lacks a language which no
+            translator is named for. What is wrong with single rows is counted in `drops`.
+    """
+    if settings.is_stories:
+        return {split: _stories(settings, split, languages, drops) for split in ("train", "validation")}
+    if settings.dataset in PAIR_DATASETS:
+        return _pairs(settings, drops)
+    recordings = _recorded_items(settings, drops)
+    return {"test": _cloze_items(settings, languages, drops, progress) if recordings is None else recordings}
+
+
+def _stories(settings: BuildSettings, split: str, languages: list[str], drops: Drops) -> Iterator[Draft]:
+    number = settings.num_items if split == "train" else settings.num_validation
+    if settings.source == GRAMMAR and number is None:
+        train = settings.num_items or DEFAULT_STORIES
+        number = train if split == "train" else max(1, train // 100)
+    stories = read_stories(
+        settings.source,
+        split=split,
+        languages=languages,
+        source_language=settings.source_language,
+        num_stories=number,
+        seed=settings.seed,
+        validation_share=settings.validation_share,
+        min_sentences=settings.min_sentences,
+        max_sentences=settings.max_sentences,
+        max_sentence_characters=settings.max_sentence_characters,
+        drops=drops,
+    )
+    for story in stories:
+        missing = [language for language in languages if language not in story.texts]
+        if missing and settings.translator is None:
+            raise ValueError(
+                f"story {story.id!r} of {settings.source} is in {', '.join(story.texts)} only; name a "
+                f"translator for {', '.join(missing)} (--translator), or bring bilingual stories"
+            )
+        columns = {"topic": story.topic} if story.topic else {}
+        yield story_draft(story.id, story.texts, columns)
+
+
+def _cloze_items(settings: BuildSettings, languages: list[str], drops: Drops, progress: bool) -> list[Draft]:
+    task = settings.dataset.removeprefix("spoken-")
+    number = settings.num_items
+    if settings.source == GRAMMAR and number is None:
+        number = DEFAULT_ITEMS
+    items = read_cloze_texts(
+        settings.source,
+        languages=languages,
+        source_language=settings.source_language,
+        num_items=number,
+        task=task,
+        seed=settings.seed,
+        drops=drops,
+    )
+    if items and any(language not in item.prompt for item in items for language in languages):
+        items = _translated_items(items, settings, languages, drops, progress)
+    if task == "topiccloze" and items:
+        items = swap_endings(items, settings.seed)
+    drafts = []
+    for item in items:
+        columns = {"task": task, "pair_id": item.pair_id or item.id}
+        if settings.source == GRAMMAR:
+            columns["holdout"] = "strict"
+        if item.topic:
+            columns["topic"] = item.topic
+        drafts.append(cloze_draft(item.id, item.prompt, item.correct, item.negative, columns))
+    return drafts
+
+
+def _translated_items(
+    items: Sequence[ClozeText], settings: BuildSettings, languages: list[str], drops: Drops, progress: bool
+) -> list[ClozeText]:
+    """Items with the languages that they lack: the story with its right ending, and with its wrong one.
+
+    Both endings are translated as the fifth sentence of their story, so that neither looks like a
+    translation without context; the prompt is that of the story with the right ending.
+    """
+    source = settings.source_language
+    if settings.translator is None:
+        missing = [language for language in languages if any(language not in item.prompt for item in items)]
+        raise ValueError(
+            f"{settings.source} has no {', '.join(missing)}; name a translator (--translator), or give one "
+            "file a language"
+        )
+    translator = load_translator(settings.translator)
+    whole = {name: [] for name in ("correct", "negative")}
+    for item in items:
+        for name, drafts in whole.items():
+            ending = getattr(item, name)
+            if ending:
+                texts = {code: [*item.prompt[code], ending[code]] for code in item.prompt}
+                drafts.append(Draft(item.id, "story", {c: Side(c, t) for c, t in texts.items()}))
+    done = {
+        name: {
+            draft.id: draft
+            for draft in translate_drafts(drafts, translator, source, languages, drops, progress)
+        }
+        for name, drafts in whole.items()
+    }
+    translated = []
+    for item in items:
+        right, wrong = done["correct"].get(item.id), done["negative"].get(item.id)
+        if right is None or (item.negative and wrong is None):
+            continue
+        told = {code: right.sides[code].texts for code in languages}
+        translated.append(
+            ClozeText(
+                id=item.id,
+                prompt={code: tuple(texts[:-1]) for code, texts in told.items()},
+                correct={code: texts[-1] for code, texts in told.items()},
+                negative={code: wrong.sides[code].texts[-1] for code in languages} if wrong else {},
+                topic=item.topic,
+                character=item.character,
+                pair_id=item.pair_id,
+            )
+        )
+    return translated
+
+
+def _recorded_items(settings: BuildSettings, drops: Drops) -> Iterator[Draft] | None:
+    """Items of a peer's recordings, or None if the source is text."""
+    if settings.source == GRAMMAR or isinstance(settings.source, Mapping):
+        return None
+    try:
+        name = find_reader(settings.source)
+    except (ValueError, FileNotFoundError):
+        return None
+    if name == "zerospeech":
+        raise ValueError(f"{settings.source} is a copy of ZeroSpeech; build swuggy or sblimp from it")
+    options: dict[str, Any] = {"language": settings.source_language}
+    if name != "spoken-swag":
+        options["task"] = settings.dataset.removeprefix("spoken-")
+    drafts = READERS[name](settings.source, drops, **options)
+    return drafts if settings.num_items is None else islice(drafts, settings.num_items)
+
+
+def _pairs(settings: BuildSettings, drops: Drops) -> dict[str, Iterable[Draft]]:
+    """The subsets of ZeroSpeech 2021 whose gold.csv is there."""
+    if not isinstance(settings.source, str) or settings.source == GRAMMAR:
+        raise ValueError(
+            f"{settings.dataset} is read from a local copy of ZeroSpeech 2021: --source FOLDER, the one with "
+            "lexical/ and syntactic/ in it. Its licence (CC BY-NC-ND) does not let us host it"
+        )
+    task = PAIR_DATASETS[settings.dataset]
+    found: dict[str, Iterable[Draft]] = {}
+    problems = []
+    for subset in ("dev", "test"):
+        try:
+            drafts = read_zerospeech(
+                settings.source, drops, task=task, subset=subset, language=settings.source_language
+            )
+        except FileNotFoundError as error:
+            problems.append(str(error))
+            continue
+        found[subset] = drafts if settings.num_items is None else islice(drafts, settings.num_items)
+    if not found:
+        raise FileNotFoundError(problems[0])
+    return found

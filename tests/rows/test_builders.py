@@ -1,0 +1,434 @@
+"""Builds of datasets: what the folder holds, that a build goes on where it was, and what is refused."""
+
+import errno
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from hf_clsi.rows import builders, jobs
+from hf_clsi.rows.build_folder import lock
+from hf_clsi.rows.builders import BuildSettings, build, draw_speaker, prepare
+from hf_clsi.rows.plan import BuildPlan, drafts_path
+from hf_clsi.rows.running import run_shards
+from hf_clsi.rows.shards import read_rows
+from hf_clsi.speech.audio import read_audio
+from hf_clsi.units.encode import encode_waveforms, load_audio_tokenizer
+
+STORIES = BuildSettings(
+    "tinystories-en-fr", num_items=24, num_validation=4, rows_per_shard=8, num_units=16, frame_rate_hz=50.0
+)
+
+
+@pytest.fixture
+def stories(tones):
+    return replace(STORIES, engine=tones)
+
+
+@pytest.fixture
+def cloze(tones):
+    return BuildSettings(
+        "spoken-topiccloze", num_items=11, engine=tones, num_units=16, frame_rate_hz=50.0, rows_per_shard=4
+    )
+
+
+@pytest.fixture
+def text_file(tmp_path):
+    """A function that writes bilingual stories as JSON lines."""
+
+    def write(stories, name="stories.jsonl"):
+        file = tmp_path / name
+        file.write_text("".join(json.dumps(story) + "\n" for story in stories), encoding="utf-8")
+        return str(file)
+
+    return write
+
+
+# ---- What is built
+
+
+def test_stories(stories, tmp_path):
+    record = build(stories, tmp_path / "out", progress=False)
+    assert record.splits["units"]["train"]["rows"] == 24 and record.splits["units"]["validation"]["rows"] == 4
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        ".build", "README.md", "audio_tokenizer", "build.json", "units",
+    ]  # fmt: skip
+    rows = list(read_rows(tmp_path / "out", "train", "units"))
+    assert len({row["story_id"] for row in rows}) == 24
+    for row in rows:
+        assert len(row["units_en"]) == len(row["units_fr"]) == len(row["text_en"]) == len(row["text_fr"]) == 5
+        frames = sum(map(len, row["units_en"]))
+        assert row["seconds_en"] * 50 == pytest.approx(frames)
+        assert row["voice_en"] == f"en-{('low', 'high').index(row['speaker'])}"
+        assert row["voice_fr"] == f"fr-{('low', 'high').index(row['speaker'])}"
+    assert {row["speaker"] for row in rows} == {"low", "high"}
+    assert record.units == {
+        code: sum(
+            len(sentence)
+            for split in ("train", "validation")
+            for row in read_rows(tmp_path / "out", split, "units")
+            for sentence in row[f"units_{code}"]
+        )
+        for code in ("en", "fr")
+    }
+    written = json.loads((tmp_path / "out" / "build.json").read_text())
+    assert written["finished"] and written["units"] == record.units and written["num_units"] == 16
+
+
+def test_units_are_those_of_the_stored_audio(stories, tmp_path):
+    build(replace(stories, audio=True), tmp_path, progress=False)
+    tokenizer = load_audio_tokenizer(str(tmp_path / "audio_tokenizer"))
+    for row in read_rows(tmp_path, "validation", "audio"):
+        for language in ("en", "fr"):
+            waveforms = [read_audio(audio["bytes"], 16_000)[0] for audio in row[f"audio_{language}"]]
+            assert all(len(waveform) % 320 == 0 for waveform in waveforms)  # whole frames
+            units = encode_waveforms(waveforms, tokenizer, progress=False)
+            assert all(map(np.array_equal, units, row[f"units_{language}"]))
+    plain = [row["units_fr"] for row in read_rows(tmp_path, "validation", "units")]
+    with_audio = [row["units_fr"] for row in read_rows(tmp_path, "validation", "audio")]
+    assert all(
+        np.array_equal(a, b)
+        for x, y in zip(plain, with_audio, strict=True)
+        for a, b in zip(x, y, strict=True)
+    )
+
+
+def test_the_pause_is_silence_behind_every_sentence(stories, tmp_path):
+    build(replace(stories, audio=True, pause_s=0.5), tmp_path, progress=False)
+    row = next(read_rows(tmp_path, "validation", "audio"))
+    for text, audio in zip(row["text_en"], row["audio_en"], strict=True):
+        waveform, _ = read_audio(audio["bytes"], None)
+        words = 640 * len(text.split())
+        assert waveform[words - 640 : words].any() and not waveform[words:].any()
+        assert 0.5 * 16_000 <= len(waveform) - words < 0.5 * 16_000 + 320
+
+
+def test_cloze_items_are_the_same_in_all_directions(cloze, tmp_path):
+    record = build(cloze, tmp_path, progress=False)
+    assert {config: splits["test"]["rows"] for config, splits in record.splits.items()} == {
+        "en": 11, "fr": 11, "en-fr": 11, "fr-en": 11,
+    }  # fmt: skip
+    rows = {
+        config: {row["id"]: row for row in read_rows(tmp_path, "test", config)} for config in record.splits
+    }
+    speakers = {}
+    for item in rows["en"]:
+        within, across = rows["en"][item], rows["en-fr"][item]
+        assert across["prompt_text"] == within["prompt_text"]
+        assert across["prompt_audio"] == within["prompt_audio"]
+        for side in ("correct", "negative"):
+            assert across[f"{side}_text"] == rows["fr"][item][f"{side}_text"]
+            assert np.array_equal(across[f"{side}_units"], rows["fr"][item][f"{side}_units"])
+        assert within["prompt_voice"][:2] == "en" and across["ending_voice"][:2] == "fr"
+        speakers.setdefault(within["pair_id"], set()).add(within["speaker"])
+    assert all(len(each) == 1 for each in speakers.values())
+    endings = {row["correct_text"] for row in rows["en"].values()}
+    assert all(row["negative_text"] in endings - {row["correct_text"]} for row in rows["en"].values())
+
+
+def test_the_prompt_in_one_piece_is_its_sentences(cloze, tmp_path):
+    build(cloze, tmp_path, progress=False)
+    for row in read_rows(tmp_path, "test", "fr-en"):
+        assert len(row["prompt_units"]) == 4
+        waveform, rate = read_audio(row["prompt_audio"]["bytes"], None)
+        assert len(waveform) * 50 == sum(map(len, row["prompt_units"])) * rate
+
+
+def test_loads_without_hf_clsi(cloze, tmp_path):
+    build(replace(cloze, num_items=4), tmp_path / "set", progress=False)
+    program = (
+        "import sys; sys.modules['hf_clsi'] = None\n"
+        "import io, soundfile; from datasets import load_dataset\n"
+        f"rows = load_dataset({str(tmp_path / 'set')!r}, 'fr-en', split='test')\n"
+        "audio = rows[0]['correct_audio']['bytes']\n"
+        "print(len(rows), rows[0]['ending_language'], soundfile.info(io.BytesIO(audio)).samplerate)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path)
+    assert done.stdout.split() == ["4", "en", "16000"], done.stderr
+
+
+def test_bilingual_text_needs_no_translator(stories, text_file, tmp_path):
+    lines = [
+        {
+            "story_id": f"s{i}",
+            "text_en": ["One cat.", f"It saw {i}."],
+            "text_fr": ["Un chat.", f"Il a vu {i}."],
+        }
+        for i in range(40)
+    ]
+    source = text_file(lines)
+    settings = replace(stories, source=source, num_items=None, num_validation=None, validation_share=0.3)
+    build(settings, tmp_path / "out", progress=False)
+    split = {
+        name: {row["story_id"]: row["text_fr"] for row in read_rows(tmp_path / "out", name, "units")}
+        for name in ("train", "validation")
+    }
+    assert len(split["train"]) + len(split["validation"]) == 40 and split["validation"]
+    assert not split["train"].keys() & split["validation"].keys()
+    assert (split["train"] | split["validation"])["s7"] == ["Un chat.", "Il a vu 7."]
+
+
+def test_translated_stories(stories, text_file, tmp_path, monkeypatch):
+    (tmp_path / "upper_case.py").write_text(UPPER_CASE)
+    monkeypatch.syspath_prepend(tmp_path)
+    source = text_file([{"text": f"A dog barked {i} times. Then it slept."} for i in range(12)])
+    settings = replace(
+        stories, source=source, num_items=None, num_validation=None, translator="upper_case:UpperCase"
+    )
+    record = build(settings, tmp_path / "out", progress=False)
+    rows = [row for name in record.splits["units"] for row in read_rows(tmp_path / "out", name, "units")]
+    assert {row["translator"] for row in rows} == {"upper-case"}
+    assert ["A DOG BARKED 3 TIMES.", "THEN IT SLEPT."] in [row["text_fr"] for row in rows]
+    # "7" is refused by the engine, "9" comes back as one sentence.
+    assert len(rows) == 10 and record.dropped == {"refused": 1, "wrong_sentence_count": 1}
+    lines = [json.loads(line) for line in (tmp_path / "out" / "dropped.jsonl").read_text().splitlines()]
+    assert {line["reason"] for line in lines} == {"refused", "wrong_sentence_count"}
+
+
+UPPER_CASE = """
+from hf_clsi.text.translation import Translation, Translator
+
+class UpperCase(Translator):
+    name = "upper-case"
+    def settings(self):
+        return {"engine": "upper_case:UpperCase"}
+    def translate(self, stories, source_language, target_language, progress=False):
+        done = []
+        for story in stories:
+            if "7" in story[0]:
+                done.append(Translation(None, "refused", "no sevens"))
+            elif "9" in story[0]:
+                done.append(Translation((" ".join(story).upper(),)))
+            else:
+                done.append(Translation(tuple(each.upper() for each in story)))
+        return done
+"""
+
+
+def test_a_sentence_that_cannot_be_spoken_costs_its_story_alone(stories, tmp_path):
+    whole = build(stories, tmp_path / "whole", progress=False)
+    word = next(read_rows(tmp_path / "whole", "train", "units"))["text_en"][1].split()[-1]
+    engine = {**stories.engine, "refused": word}
+    record = build(replace(stories, engine=engine), tmp_path / "out", progress=False)
+    telling = {
+        row["story_id"]
+        for row in read_rows(tmp_path / "whole", "train", "units")
+        if word in " ".join(row["text_en"] + row["text_fr"])
+    }
+    kept = {row["story_id"] for row in read_rows(tmp_path / "out", "train", "units")}
+    assert telling and kept == {f"train-{i:06d}" for i in range(24)} - telling
+    assert record.dropped["not_spoken"] >= len(telling) and whole.dropped == {}
+
+
+def test_an_engine_that_says_nothing_stops_the_build(stories, tmp_path):
+    silent = {**stories.engine, "refused": " "}
+    with pytest.raises(RuntimeError, match=r"none of 80 sentences gave speech to fit.*cannot say"):
+        build(replace(stories, engine=silent), tmp_path, progress=False)
+    build(stories, tmp_path / "before", progress=False)
+    tokenizer = str(tmp_path / "before")
+    with pytest.raises(RuntimeError, match=r"tones spoke none of 8 drafts.*train-000000.*cannot say"):
+        build(replace(stories, engine=silent, audio_tokenizer=tokenizer), tmp_path / "out", progress=False)
+
+
+def test_the_speaker_of_a_story_depends_on_its_name_alone():
+    speakers = ["a", "b", "c"]
+    drawn = [draw_speaker(0, f"s{i}", speakers) for i in range(3000)]
+    assert drawn == [draw_speaker(0, f"s{i}", speakers) for i in range(3000)]
+    assert all(900 < drawn.count(speaker) < 1100 for speaker in speakers)
+    assert drawn != [draw_speaker(1, f"s{i}", speakers) for i in range(3000)]
+
+
+# ---- Going on, and what is refused
+
+
+def test_the_same_rows_from_one_process_and_from_two(stories, tmp_path, fingerprint):
+    build(stories, tmp_path / "one", progress=False)
+    build(stories, tmp_path / "two", num_processes=2, progress=False)
+    assert fingerprint(tmp_path / "one") == fingerprint(tmp_path / "two")
+
+
+def test_only_what_is_missing_is_made(stories, tmp_path, fingerprint):
+    log = tmp_path / "log"
+    settings = replace(stories, engine={**stories.engine, "log": str(log)})
+    build(settings, tmp_path / "out", progress=False)
+    before, spoken = fingerprint(tmp_path / "out"), log.read_text().splitlines()
+    build(settings, tmp_path / "out", progress=False)
+    assert log.read_text().splitlines() == spoken  # nothing to do
+    (tmp_path / "out" / "units" / "train-00001-of-00003.parquet").unlink()
+    build(settings, tmp_path / "out", progress=False)
+    again = log.read_text().splitlines()[len(spoken) :]
+    assert 0 < len(again) <= 8 * 10  # the sentences of one shard of eight stories, and no other
+    assert fingerprint(tmp_path / "out") == before
+
+
+def test_an_interrupted_build_goes_on(stories, tmp_path, fingerprint, monkeypatch):
+    build(stories, tmp_path / "whole", progress=False)
+    write = jobs.ShardJob.write
+
+    def fail_in_the_third(job, drafts):
+        if (job.split, job.index) == ("train", 2):
+            next(drafts)
+            raise KeyboardInterrupt
+        return write(job, drafts)
+
+    monkeypatch.setattr(jobs.ShardJob, "write", fail_in_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        build(stories, tmp_path / "out", progress=False)
+    monkeypatch.undo()
+    assert len(list((tmp_path / "out" / "units").glob("train*.parquet"))) == 2
+    assert not (tmp_path / "out" / "README.md").exists()
+    monkeypatch.syspath_prepend(Path(__file__).parent)  # undone with the rest
+    build(stories, tmp_path / "out", progress=False)
+    assert fingerprint(tmp_path / "out") == fingerprint(tmp_path / "whole")
+
+
+def test_other_settings_are_refused_unless_it_is_overwritten(stories, tmp_path):
+    build(stories, tmp_path, progress=False)
+    with pytest.raises(FileExistsError, match=r"other pause_s, seed"):
+        build(replace(stories, seed=1, pause_s=0.0), tmp_path, progress=False)
+    build(replace(stories, seed=1), tmp_path, overwrite=True, progress=False)
+    assert next(read_rows(tmp_path, "train", "units"))["seed"] == 1
+
+
+def test_a_source_that_changed_is_refused(stories, text_file, tmp_path):
+    lines = [{"text_en": ["A cat.", f"It is {i}."], "text_fr": ["Un chat.", f"Il a {i}."]} for i in range(9)]
+    settings = replace(stories, source=text_file(lines), num_items=None, num_validation=None)
+    build(settings, tmp_path / "out", progress=False)
+    text_file(lines[:-1])
+    with pytest.raises(FileExistsError, match="content of the source"):
+        build(settings, tmp_path / "out", progress=False)
+
+
+def test_a_folder_with_something_else_is_refused(stories, tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(FileExistsError, match=r"thesis\.tex"):
+        build(stories, tmp_path, progress=False)
+    with pytest.raises(FileExistsError, match=r"thesis\.tex"):
+        build(stories, tmp_path, overwrite=True, progress=False)
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+def test_two_builds_in_one_folder(stories, tmp_path):
+    with lock(tmp_path), pytest.raises(RuntimeError, match=r"another build is at work in .*process \d+ on"):
+        build(stories, tmp_path, progress=False)
+    build(stories, tmp_path, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [(errno.ENOSPC, "the disk is full"), (errno.EACCES, "cannot be written"), (errno.EROFS, "read-only")],
+)
+def test_a_full_disk_is_said_in_words_and_leaves_the_finished_shards(
+    stories, tmp_path, monkeypatch, number, words, fingerprint
+):
+    build(stories, tmp_path / "whole", progress=False)
+    fsync, calls = builders.os.fsync, []
+
+    def full(descriptor):
+        calls.append(descriptor)
+        if len(calls) == 3:
+            raise OSError(number, "the system says so")
+        fsync(descriptor)
+
+    monkeypatch.setattr("hf_clsi.rows.shards.os.fsync", full)
+    with pytest.raises(OSError, match=f"{words}.*run the same command again.*Finished shards are kept"):
+        build(stories, tmp_path / "out", progress=False)
+    monkeypatch.setattr("hf_clsi.rows.shards.os.fsync", fsync)
+    assert [
+        pq.read_table(path).num_rows for path in sorted((tmp_path / "out" / "units").glob("*.parquet"))
+    ] == [8, 8]
+    assert not list((tmp_path / "out").rglob("*.partial"))
+    build(stories, tmp_path / "out", progress=False)
+    assert fingerprint(tmp_path / "out") == fingerprint(tmp_path / "whole")
+
+
+def test_leftovers_of_a_killed_build_are_removed(stories, tmp_path):
+    prepare(stories, tmp_path, progress=False)
+    (tmp_path / "units").mkdir()
+    leftover = tmp_path / "units" / ".train-00000-of-00003.parquet.12345.partial"
+    leftover.write_text("half")
+    build(stories, tmp_path, progress=False)
+    assert not leftover.exists()
+
+
+def test_a_worker_that_dies_is_reported_and_the_build_goes_on_after(
+    stories, tmp_path, monkeypatch, fingerprint
+):
+    build(stories, tmp_path / "whole", progress=False)
+    (tmp_path / "deadly.py").write_text(
+        "import os\nfrom dataclasses import dataclass\nfrom tone_engine import ToneEngine, ToneWorker\n"
+        "class Deadly(ToneWorker):\n"
+        "    def synthesize(self, requests):\n"
+        "        print('out of luck', file=__import__('sys').stderr, flush=True)\n"
+        "        os._exit(7)\n"
+        "@dataclass(frozen=True)\n"
+        "class DeadlyEngine(ToneEngine):\n"
+        "    def open_worker(self):\n"
+        "        return Deadly(self) if os.environ.get('DEADLY') else ToneWorker(self)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", f"{Path(__file__).parent}:{tmp_path}")
+    monkeypatch.syspath_prepend(tmp_path)
+    settings = replace(stories, engine="deadly:DeadlyEngine")
+    prepare(settings, tmp_path / "out", progress=False)
+    monkeypatch.setenv("DEADLY", "1")
+    plan = BuildPlan.load(tmp_path / "out")
+    with pytest.raises(RuntimeError, match=r"ended early \(exit code 7\).*out of luck"):
+        run_shards(plan, tmp_path / "out", num_processes=2, progress=False)
+    monkeypatch.delenv("DEADLY")
+    build(settings, tmp_path / "out", num_processes=2, progress=False)
+    assert fingerprint(tmp_path / "out") == fingerprint(tmp_path / "whole")
+
+
+def test_errors_of_a_worker_keep_their_kind(stories, tmp_path):
+    prepare(stories, tmp_path, progress=False)
+    drafts_path(tmp_path, "train", 1).write_text("no JSON\n")
+    with pytest.raises(ValueError, match="Expecting value"):
+        run_shards(BuildPlan.load(tmp_path), tmp_path, num_processes=2, progress=False)
+
+
+def test_stories_without_a_translator_are_refused(stories, text_file, tmp_path):
+    source = text_file([{"text": "One. Two."}])
+    with pytest.raises(ValueError, match=r"in en only; name a translator for fr"):
+        build(replace(stories, source=source), tmp_path / "out", progress=False)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"dataset": "librispeech"}, r"unknown dataset 'librispeech'; choose tinystories-<L1>-<L2>"),
+        ({"num_items": 0}, "num_items must be at least 1, got 0"),
+        ({"pause_s": -1.0}, "pause_s must be from 0 to 10 seconds"),
+        ({"speakers": ["f1"], "voices": "voices.json"}, "not both"),
+    ],
+)
+def test_settings_are_checked(changes, message):
+    with pytest.raises(ValueError, match=message):
+        replace(STORIES, **changes)
+
+
+def test_languages_come_with_the_name():
+    assert BuildSettings("tinystories-en-de").effective_languages == ["en", "de"]
+    assert BuildSettings("tinystories-en-fr-de").effective_languages == ["en", "fr", "de"]
+    assert BuildSettings("spoken-storycloze").effective_languages == ["en", "fr"]
+
+
+def test_three_languages(tones, tmp_path):
+    settings = BuildSettings(
+        "spoken-storycloze", languages=["en", "fr", "de"], num_items=2, engine=tones, num_units=8
+    )
+    record = build(settings, tmp_path, progress=False)
+    assert list(record.splits) == ["en", "fr", "de", "en-fr", "en-de", "fr-en", "fr-de", "de-en", "de-fr"]
+
+
+def test_the_card_holds_no_path_of_this_machine(stories, text_file, tmp_path):
+    lines = [{"text_en": ["A cat.", f"It is {i}."], "text_fr": ["Un chat.", f"Il a {i}."]} for i in range(9)]
+    settings = replace(stories, source=text_file(lines), num_items=None, num_validation=None)
+    build(settings, tmp_path / "out", progress=False)
+    for name in ("README.md", "build.json"):
+        text = (tmp_path / "out" / name).read_text()
+        assert str(tmp_path) not in text and "stories.jsonl" in text
