@@ -137,3 +137,103 @@ def tiny_slm():
 
 def pytest_unconfigure():
     shutil.rmtree(_HOME, ignore_errors=True)
+
+
+@pytest.fixture
+def misbehaving_server():
+    """Function that starts a local HTTP server whose n-th POST gets the n-th of the given behaviours.
+
+    A behaviour is a dict, all keys optional, or a function from the request to such a dict. The last one
+    answers all further requests.
+
+        status: 200. body: bytes, str, or a value to send as JSON. headers: {"Retry-After": "1"}.
+        sleep_s: wait before answering. cut_after: close the connection after so many bytes of the body; -1:
+        before any answer. declare_length: False leaves Content-Length out, so that a cut goes unnoticed.
+
+    The server has `url` ("http://127.0.0.1:PORT/v1") and `requests`, each with `number` (from 0), `path`,
+    `headers` (names in lower case), `body` (bytes), `json`, `at_s` (monotonic clock) and `in_flight` (how
+    many were being answered when it came, itself included).
+    """
+    import http.server
+    import json
+    import threading
+    import time
+    from types import SimpleNamespace
+
+    started = []
+
+    def start(behaviours):
+        lock, stopped = threading.Lock(), threading.Event()
+        state = SimpleNamespace(requests=[], active=0)
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+            timeout = 10
+
+            def log_message(self, *arguments):
+                pass
+
+            def do_POST(self):
+                body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                is_json = "json" in self.headers.get("Content-Type", "")
+                with lock:
+                    state.active += 1
+                    request = SimpleNamespace(
+                        number=len(state.requests),
+                        path=self.path,
+                        headers={name.lower(): value for name, value in self.headers.items()},
+                        body=body,
+                        json=json.loads(body) if is_json else None,
+                        at_s=time.monotonic(),
+                        in_flight=state.active,
+                    )
+                    state.requests.append(request)
+                try:
+                    self.answer(request)
+                except OSError:  # the client has gone
+                    self.close_connection = True
+
+            def answer(self, request):
+                try:
+                    behaviour = behaviours[min(request.number, len(behaviours) - 1)]
+                    behaviour = behaviour(request) if callable(behaviour) else behaviour
+                    stopped.wait(behaviour.get("sleep_s", 0))
+                finally:
+                    with lock:  # before the answer is sent: the client may ask again at once
+                        state.active -= 1
+                content = behaviour.get("body", b"")
+                headers = dict(behaviour.get("headers", {}))
+                if not isinstance(content, bytes | str):
+                    content = json.dumps(content)
+                    headers.setdefault("Content-Type", "application/json")
+                content = content.encode() if isinstance(content, str) else content
+                cut = behaviour.get("cut_after")
+                if cut is None or cut >= 0:
+                    self.send_response(behaviour.get("status", 200))
+                    if behaviour.get("declare_length", True):
+                        headers["Content-Length"] = str(len(content))
+                    else:
+                        headers["Connection"] = "close"
+                    for name, value in headers.items():
+                        self.send_header(name, value)
+                    self.end_headers()
+                    self.wfile.write(content[:cut])
+                if cut is not None or not behaviour.get("declare_length", True):
+                    self.close_connection = True
+
+        class Server(http.server.ThreadingHTTPServer):
+            daemon_threads = True
+            block_on_close = False  # a handler may still wait for a client that keeps its connection open
+
+        server = Server(("127.0.0.1", 0), Handler)
+        # The short poll only makes the end of the test quick.
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+        thread.start()
+        started.append((server, stopped))
+        return SimpleNamespace(url=f"http://127.0.0.1:{server.server_address[1]}/v1", requests=state.requests)
+
+    yield start
+    for server, stopped in started:
+        stopped.set()
+        server.shutdown()
+        server.server_close()

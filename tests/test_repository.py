@@ -25,7 +25,12 @@ CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 PYPROJECT_TEXT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 PYPROJECT = tomllib.loads(PYPROJECT_TEXT)
 DEPENDENCIES = [Requirement(text) for text in PYPROJECT["project"]["dependencies"]]
-DEVELOPMENT = [Requirement(text) for text in PYPROJECT["project"]["optional-dependencies"]["dev"]]
+EXTRAS = {
+    extra: [Requirement(text) for text in texts]
+    for extra, texts in PYPROJECT["project"]["optional-dependencies"].items()
+}
+DEVELOPMENT = EXTRAS.pop("dev")
+OPTIONAL = [each for requirements in EXTRAS.values() for each in requirements]
 # Where a package is imported by another name than it is installed by.
 IMPORTED_AS = {"pyyaml": "yaml", "huggingface-hub": "huggingface_hub", "espeakng-loader": "espeakng_loader"}
 
@@ -113,7 +118,26 @@ def test_relative_links_lead_somewhere(name):
 
 
 def test_everything_that_the_package_imports_is_declared():
-    assert imported_by("hf_clsi") - import_names(DEPENDENCIES) == set()
+    assert imported_by("hf_clsi") - import_names(DEPENDENCIES + OPTIONAL) - {"moshi"} == set()
+
+
+def test_optional_packages_are_imported_only_where_they_are_used():
+    """Whoever does not use them need not have them: no import of one is executed with its module."""
+    optional = import_names(OPTIONAL) - import_names(DEPENDENCIES)
+    assert optional == {"openai", "sentencepiece", "datatrove"}
+    for path in (ROOT / "hf_clsi").rglob("*.py"):
+        if path.name == "cluster.py":  # as a whole of use only with datatrove, and says so
+            continue
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            names = [alias.name for alias in getattr(node, "names", [])]
+            names.append(getattr(node, "module", None) or "")
+            assert not optional & {name.split(".")[0] for name in names}, path.name
+
+
+def test_the_suite_has_all_optional_packages():
+    assert {canonicalize_name(each.name) for each in OPTIONAL} <= {
+        canonicalize_name(each.name) for each in DEVELOPMENT
+    }
 
 
 def test_everything_that_the_examples_import_comes_with_the_package():
@@ -130,15 +154,22 @@ def test_every_dependency_has_its_reason_beside_it():
     lines = PYPROJECT_TEXT.splitlines()
     requirement = re.compile(r'\s+"[a-z-]+[<>=][^"]*",')
     places = [number for number, line in enumerate(lines) if requirement.match(line)]
-    assert len(places) == len(DEPENDENCIES) + len(DEVELOPMENT)
+    assert len(places) == len(DEPENDENCIES) + len(DEVELOPMENT) + len(OPTIONAL)
+    named = set()
     for number in places:
-        assert "#" in lines[number] or lines[number - 1].strip().startswith("#"), lines[number].strip()
+        requirement_name = lines[number].split('"')[1].split(">")[0]
+        # The second time that a package is named, its reason has been given.
+        reason = (
+            "#" in lines[number] or lines[number - 1].strip().startswith("#") or requirement_name in named
+        )
+        assert reason, lines[number].strip()
+        named.add(requirement_name)
 
 
 def test_every_dependency_is_pinned_to_a_version_that_it_allows():
     text = (ROOT / "constraints.txt").read_text(encoding="utf-8")
     pins = dict(line.split("==") for line in text.splitlines() if line and not line.startswith("#"))
-    declared = {canonicalize_name(each.name): each for each in DEPENDENCIES + DEVELOPMENT}
+    declared = {canonicalize_name(each.name): each for each in DEPENDENCIES + DEVELOPMENT + OPTIONAL}
     assert set(pins) == set(declared)
     assert [name for name, pin in pins.items() if pin not in declared[name].specifier] == []
     assert pins["torch"] == pins["torchaudio"] == "2.11.0"

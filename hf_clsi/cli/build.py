@@ -29,12 +29,11 @@ examples:
   a benchmark from the built-in grammar, spoken by espeak-ng:
     hf-clsi build spoken-topiccloze --source grammar --items 1871
   a benchmark from StoryCloze, translated by an endpoint (OPENAI_BASE_URL, OPENAI_API_KEY), in the units of
-  the training stories that lie in ./tinystories-en-fr:
-    hf-clsi build spoken-storycloze --source cloze.csv --translator openai:gpt-4o \\
-      --audio-tokenizer tinystories-en-fr
+  the training stories that lie in ./stories:
+    hf-clsi build spoken-storycloze --source cloze.csv --translator openai:gpt-4o --audio-tokenizer stories
   stories from TinyStories text, translated on this machine, in Mimi's units:
-    hf-clsi build tinystories-en-fr --source roneneldan/TinyStories --audio-tokenizer kyutai/mimi \\
-      --translator marian:Helsinki-NLP/opus-mt-tc-big-en-fr
+    hf-clsi build tinystories-en-fr --source roneneldan/TinyStories --translator \
+marian:Helsinki-NLP/opus-mt-tc-big-en-fr --audio-tokenizer kyutai/mimi
   recordings, paired by name or by their metadata.jsonl:
     hf-clsi build parallel-prompts --source recordings/ --output-dir parallel-prompts
   is it sound, and is nothing of it in the training stories?
@@ -108,7 +107,10 @@ def add_parser(commands: argparse._SubParsersAction, parents: list[argparse.Argu
         help="an option of the engine, for example rate_wpm=150; may be repeated",
     )
     speech.add_argument(
-        "--speakers", type=comma_list, metavar="S1,S2", help="(default: all that the engine offers)"
+        "--speakers",
+        type=comma_list,
+        metavar="S1,S2",
+        help="(default: all that the engine offers); of recordings en=NAME,fr=NAME",
     )
     speech.add_argument("--voices", type=Path, metavar="FILE", help="voices.json of `hf-clsi build voices`")
     speech.add_argument(
@@ -168,6 +170,19 @@ def add_parser(commands: argparse._SubParsersAction, parents: list[argparse.Argu
         default=1,
         help="requests of each that the engine gets at a time (default: 1)",
     )
+    work.add_argument(
+        "--executor",
+        choices=("local", "slurm", "ray"),
+        help="make the shards as tasks of datatrove on this machine, by Slurm or by Ray (docs/datasets.md)",
+    )
+    work.add_argument(
+        "--executor-option",
+        type=setting,
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="an option of datatrove's executor, for example partition=gpu; may be repeated",
+    )
     work.add_argument("--device", help="of the audio tokenizer, for example cuda (default: cpu)")
     parser.set_defaults(run=run, error=parser.error)
 
@@ -210,16 +225,29 @@ def run(arguments: argparse.Namespace) -> int | None:
         rows_per_shard=arguments.rows_per_shard,
         seed=arguments.seed,
     )
-    record = build(
-        settings,
-        folder,
-        num_processes=num_processes(arguments),
-        num_workers=arguments.num_workers,
-        device=arguments.device,
-        overwrite=arguments.overwrite,
-        progress=arguments.progress,
-    )
-    print(describe(record, folder))
+    common = {
+        "num_workers": arguments.num_workers,
+        "device": arguments.device,
+        "overwrite": arguments.overwrite,
+        "progress": arguments.progress,
+    }
+    if arguments.executor is None:
+        record = build(settings, folder, num_processes=num_processes(arguments), **common)
+    else:
+        from ..rows.cluster import build_on_cluster
+
+        record = build_on_cluster(
+            settings,
+            folder,
+            executor=arguments.executor,
+            workers=arguments.num_processes or -1,
+            options=dict(arguments.executor_option),
+            **common,
+        )
+    if record is None:
+        print(f"{folder}: the jobs are submitted; the last of them finishes the dataset")
+    else:
+        print(describe(record, folder))
     return None
 
 
@@ -255,11 +283,61 @@ def check(arguments: argparse.Namespace) -> int:
 
 
 def build_recordings(arguments: argparse.Namespace, folder: Path) -> None:
-    raise NotImplementedError
+    from ..rows.parallel_prompts import build_parallel_prompts
+
+    source = source_of(arguments.source)
+    if not isinstance(source, str) or source == "grammar":
+        raise ValueError("parallel-prompts is made of recordings: name their folder (--source FOLDER)")
+    speakers = dict(_named_speaker(each) for each in arguments.speakers or [])
+    record = build_parallel_prompts(
+        source,
+        folder,
+        languages=arguments.languages,
+        audio_tokenizer=arguments.audio_tokenizer,
+        num_units=arguments.num_units,
+        frame_rate_hz=arguments.frame_rate,
+        duration_penalty=arguments.duration_penalty,
+        seed=arguments.seed,
+        speakers=speakers or None,
+        licence=arguments.text_licence,
+        keep_audio=arguments.audio is not False,
+        max_rows_per_shard=arguments.rows_per_shard,
+        overwrite=arguments.overwrite,
+        device=arguments.device,
+        progress=arguments.progress,
+    )
+    print(describe(record, folder))
 
 
-def select_voices(arguments: argparse.Namespace, folder: Path) -> None:
-    raise NotImplementedError
+def _named_speaker(text: str) -> tuple[str, str]:
+    """`en=Allison Smith` -> ("en", "Allison Smith")."""
+    language, equals, name = text.partition("=")
+    if not equals or not language or not name:
+        raise ValueError(f"speakers of recordings are given as LANGUAGE=NAME, got {text!r}")
+    return language, name
+
+
+def select_voices(arguments: argparse.Namespace, folder: Path) -> int:
+    """0 if a speaker is kept, else 1; the table is written in either case."""
+    from ..speech.synthesis import load_engine
+    from ..speech.voices import compare_voices, load_verifier
+
+    engine = load_engine(engine_of(arguments))
+    table = compare_voices(
+        engine,
+        arguments.speakers or engine.speakers(),
+        arguments.languages or ["en", "fr"],
+        load_verifier(arguments.verifier, arguments.device),
+        threshold=arguments.threshold,
+        seed=arguments.seed,
+        num_processes=num_processes(arguments),
+        progress=arguments.progress,
+    )
+    table.save(folder)
+    print(table.summary())
+    print(f"the table: {folder / 'voices.md'}, {folder / 'voices.png'}")
+    print(f"build with these voices: --engine {arguments.engine} --voices {folder / 'voices.json'}")
+    return 0 if table.kept else 1
 
 
 def source_of(values: list[str] | None) -> str | dict[str, str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ..rows.recordings import EncodedSplit
+    from ..rows.encoding import EncodedSplit
 
 DESCRIPTION = """\
 Turn recordings into a Parquet dataset of parallel rows with units. INPUT is one of
@@ -93,7 +93,7 @@ def add_parser(commands: argparse._SubParsersAction, parents: list[argparse.Argu
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from ..rows.recordings import encode_recordings
+    from ..rows.encoding import encode_recordings
 
     record = encode_recordings(
         arguments.input,

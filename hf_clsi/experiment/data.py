@@ -21,7 +21,7 @@ import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +33,7 @@ from tqdm.auto import tqdm
 
 from ..configuration_clsi_units import ClsiUnitsConfig
 from ..modeling_clsi_units import ClsiUnitsModel
+from ..rows.cards import PAPER_CITATION, DatasetCard, Licence, Step, write_card
 from ..rows.schema import METADATA, cloze_columns, story_columns
 from ..rows.shards import write_shards
 from ..speech.audio import resample
@@ -42,7 +43,8 @@ from ..text.stories import Holdout, StoryPlan, draw_stories, tell, tell_phrases
 from ..units.encode import encode_waveforms
 from ..units.kmeans import fit_units
 from ..units.merges import UnitMerges
-from .presets import Preset
+from ..units.tokenizers import tokenizer_label
+from .presets import PRESETS, Preset
 
 logger = logging.getLogger(__name__)
 
@@ -275,14 +277,12 @@ def _build(
     tokenizer.save_pretrained(folder / "audio_tokenizer")
     merges.save(folder / "audio_tokenizer")
 
-    # As rows/recordings.py names the embedded tokenizer, which has no name of its own.
-    record = reader.record() | {
-        "audio_tokenizer": f"hf_clsi embedded, sha256 {tokenizer.config.codebook_digest}"
-    }
-    _write_stories(preset, folder / "data" / "stories", texts, spoken, record)
+    record = reader.record() | {"audio_tokenizer": tokenizer_label(tokenizer, None)}
+    made = _Making(preset, seed, split, spoken, record)
+    _write_stories(made, folder / "data" / "stories", texts)
     for task in TASKS:
         items = [(speaker, item) for speaker, item in texts.items if item.task == task]
-        _write_items(preset, folder / "data" / f"spoken-{task}", items, spoken, split, record)
+        _write_items(made, folder / "data" / f"spoken-{task}", items)
     lengths = {
         code: [len(spoken.units[key]) for key in train_sentences if key[0] == code] for code in languages
     }
@@ -326,9 +326,21 @@ def _voices(reader: Reader, language: str) -> list[str]:
     return [reader.engine.voice_for(language, speaker) for speaker in reader.settings.speakers]
 
 
-def _write_stories(preset: Preset, folder: Path, texts: Texts, spoken: SpokenText, record: dict) -> None:
+@dataclass(frozen=True)
+class _Making:
+    """What the datasets of a run share. record: how everything was spoken and encoded, as columns of rows."""
+
+    preset: Preset
+    seed: int
+    split: str
+    spoken: SpokenText
+    record: dict[str, Any]
+
+
+def _write_stories(made: _Making, folder: Path, texts: Texts) -> None:
+    preset, spoken = made.preset, made.spoken
     names = ("topic", *(f"voice_{code}" for code in preset.languages))
-    metadata = {**dict.fromkeys(names, "string"), **_record_columns(record)}
+    metadata = {**dict.fromkeys(names, "string"), **_record_columns(made.record)}
     columns = story_columns(preset.languages, text=True, audio=False, extra=metadata)
 
     def rows(name: str, stories: list[Told]):
@@ -338,41 +350,34 @@ def _write_stories(preset: Preset, folder: Path, texts: Texts, spoken: SpokenTex
                 row[f"units_{code}"] = spoken.story(code, story)
                 row[f"text_{code}"] = tell(story.plan, code)
                 row[f"voice_{code}"] = spoken.reader.engine.voice_for(code, story.speaker)
-            yield row | record
+            yield row | made.record
 
-    _write_card(
-        folder, preset, spoken.reader, "Stories of a bilingual grammar, aligned sentence by sentence."
-    )
+    sizes = {}
     for name, stories in (("train", texts.train), ("validation", texts.validation)):
-        write_shards(rows(name, stories), folder, name, kind="story", columns=columns)
+        shards = write_shards(rows(name, stories), folder, name, kind="story", columns=columns)
+        units = Counter()
+        for story in stories:
+            units.update({code: sum(map(len, spoken.story(code, story))) for code in preset.languages})
+        sizes[name] = _size(made, len(stories), len(shards), units)
+    summary = "Short stories of a bilingual grammar, aligned sentence by sentence, as discrete speech units."
+    _write_card(made, folder, "story", summary, {None: columns}, {None: sizes})
 
 
-def _write_items(
-    preset: Preset,
-    folder: Path,
-    items: list[tuple[str, ClozeItem]],
-    spoken: SpokenText,
-    split: str,
-    record: dict,
-) -> None:
+def _write_items(made: _Making, folder: Path, items: list[tuple[str, ClozeItem]]) -> None:
+    preset, spoken = made.preset, made.spoken
     names = ("pair_id", "task", "holdout", "topic", "negative_topic", "prompt_voice", "ending_voice")
-    metadata = {**dict.fromkeys(names, "string"), **_record_columns(record)}
+    metadata = {**dict.fromkeys(names, "string"), **_record_columns(made.record)}
     columns = cloze_columns(text=True, audio=False, extra=metadata)
     voice_for = spoken.reader.engine.voice_for
-    _write_card(
-        folder,
-        preset,
-        spoken.reader,
-        "Cloze items: four sentences of a story and two endings, one of them wrong. A config is a\n"
-        "direction; one `id` is the same item in all. Pairs (`pair_id`) swap what is right.",
-    )
+    sizes = {}
     for prompt_language, ending_language in directions(preset.languages):
+        units: Counter[str] = Counter()
 
-        def rows(prompt_language=prompt_language, ending_language=ending_language):
+        def rows(prompt_language=prompt_language, ending_language=ending_language, units=units):
             for speaker, item in items:
                 prompt, negative = Told(speaker, item.prompt), Told(speaker, item.negative)
                 texts = item.texts(prompt_language, ending_language)
-                yield {
+                row = {
                     "id": item.id,
                     "speaker": speaker,
                     "prompt_language": prompt_language,
@@ -389,11 +394,27 @@ def _write_items(
                     "negative_topic": item.negative.topic,
                     "prompt_voice": voice_for(prompt_language, speaker),
                     "ending_voice": voice_for(ending_language, speaker),
-                    **record,
+                    **made.record,
                 }
+                units[prompt_language] += sum(map(len, row["prompt_units"]))
+                units[ending_language] += len(row["correct_units"]) + len(row["negative_units"])
+                yield row
 
         config = direction_name(prompt_language, ending_language)
-        write_shards(rows(), folder, split, kind="cloze", config=config, columns=columns)
+        shards = write_shards(rows(), folder, made.split, kind="cloze", config=config, columns=columns)
+        sizes[config] = {made.split: _size(made, len(items), len(shards), units)}
+    summary = (
+        "Cloze items: four sentences of a story and two endings, one of them wrong. A config is a direction; "
+        "one `id` is the same item in all."
+    )
+    _write_card(made, folder, "cloze", summary, dict.fromkeys(sizes, columns), sizes)
+
+
+def _size(made: _Making, rows: int, shards: int, units: Mapping[str, int]) -> dict[str, Any]:
+    """A split as cards have it. Everything that was spoken is a whole number of frames long."""
+    rate = made.spoken.tokenizer.config.frame_rate
+    seconds = {code: number / rate for code, number in units.items()}
+    return {"rows": rows, "shards": shards, "seconds": seconds, "units": dict(units)}
 
 
 def _record_columns(record: dict[str, Any]) -> dict[str, str]:
@@ -401,26 +422,62 @@ def _record_columns(record: dict[str, Any]) -> dict[str, str]:
     return {name: METADATA[name] for name in record}
 
 
-def _write_card(folder: Path, preset: Preset, reader: Reader, what: str) -> None:
-    """The dataset's README.md, to which `write_shards` adds its splits."""
-    settings, engine = preset.speech, reader.engine
-    voices = "; ".join(f"{code}: {', '.join(_voices(reader, code))}" for code in preset.languages)
+def _write_card(
+    made: _Making,
+    folder: Path,
+    kind: str,
+    summary: str,
+    columns: Mapping[str | None, Mapping[str, str]],
+    splits: Mapping[str | None, Mapping[str, Mapping[str, Any]]],
+) -> None:
+    """The dataset's README.md."""
+    settings, reader, config = made.preset.speech, made.spoken.reader, made.spoken.tokenizer.config
+    engine, languages, most = reader.engine, made.preset.languages, made.preset.units.fit_sentences
     read = {
         "phrases": "every phrase an utterance of its own, as a slow reader does",
         "sentences": "every sentence an utterance of its own",
     }[settings.reading]
-    languages = json.dumps(list(preset.languages))  # quoted: to YAML, a plain `no` is false
-    header = f"---\nlanguage: {languages}\ntags: [speech, audio-units, hf_clsi]\n---\n"
-    body = f"""
-# {folder.name}
-
-{what}
-Texts and speech are synthetic; units are raw frames of the run's `audio_tokenizer` (uint16, repetitions
-kept). Made by `hf-clsi reproduce`.
-
-- Engine: {engine.name} {engine.version}, {settings.rate_wpm} words a minute. Voices: {voices}.
-- Reading: {read}, followed by a pause of at least {settings.pause_s:g} s that ends on a whole frame.
-- Licence: {engine.licence}. {engine.licence_note}
-"""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "README.md").write_text(header + body, encoding="utf-8")
+    command = f"hf-clsi reproduce --preset {made.preset.name} --seed {made.seed} --split {made.split}"
+    as_named = made.preset.name in PRESETS and made.preset == PRESETS[made.preset.name]()
+    card = DatasetCard(
+        name=folder.name,
+        kind=kind,
+        summary=summary,
+        languages=languages,
+        columns=columns,
+        splits=splits,
+        num_units=config.num_units,
+        frame_rate_hz=config.frame_rate,
+        audio_tokenizer=made.record["audio_tokenizer"],
+        tokenizer_origin=f"fitted on at most {most:,} sentences of the training stories",
+        steps=[
+            Step("Stories were drawn from a bilingual grammar.", settings={"seed": made.seed}),
+            Step(
+                f"They were spoken, {read}, followed by a pause of at least {settings.pause_s:g} s that ends "
+                "on a whole frame.",
+                engine=f"{engine.name} {engine.version}",
+                settings={"rate_wpm": settings.rate_wpm, "seed": made.seed},
+            ),
+        ],
+        command=f"{command} --output-dir out" if as_named else None,
+        voices=[
+            {
+                "speaker": speaker,
+                "voices": {code: engine.voice_for(code, speaker) for code in languages},
+                "licences": dict.fromkeys(languages, engine.licence),
+            }
+            for speaker in settings.speakers
+        ],
+        licence="apache-2.0",
+        licences=[
+            Licence("text", "Apache-2.0", "the story grammar of hf_clsi"),
+            Licence("speech", f"{engine.licence}. {engine.licence_note}", f"{engine.name} {engine.version}"),
+        ],
+        limits=[
+            "Texts and speech are synthetic: a grammar of few topics and fixed frames, and a synthesizer.",
+            "This is a miniature: no number measured on it can be put beside a number of the paper.",
+            *(["Two items with the same `pair_id` swap what is right."] if kind == "cloze" else []),
+        ],
+        citation=PAPER_CITATION,
+    )
+    write_card(folder, card)

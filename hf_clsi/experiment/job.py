@@ -133,7 +133,7 @@ def read_part(folder: Path, name: str) -> dict[str, Any] | None:
 
 
 def recordings_record(folder: Path) -> dict[str, Any] | None:
-    """What rows/recordings.py says of the encoded recordings; None without any, or with unfinished ones."""
+    """What rows/encoding.py says of the encoded recordings; None without any, or with unfinished ones."""
     path = folder / "data" / "recordings" / "encoding.json"
     record = json.loads(path.read_text()).get(RECORDINGS_SPLIT) if path.is_file() else None
     return record if record is not None and record["finished"] else None

@@ -24,7 +24,8 @@ from transformers.utils import logging as transformers_logging
 
 from .. import __version__
 from ..hub.report import write_report
-from ..rows.recordings import encode_recordings, find_recordings
+from ..rows.encoding import encode_recordings
+from ..rows.recordings import find_recordings
 from ..scores.cloze import cloze_rows, comparison, read_item_scores
 from ..text.cloze import TASKS, directions
 from ..training.budget import matched

@@ -12,7 +12,7 @@
 | `swuggy`, `sblimp` | a local copy of ZeroSpeech 2021 | pair |
 
 The name of a dataset of stories ends in its languages, so `tinystories-en-de` is a dataset as well.
-`parallel-prompts` is made by rows/recordings.py, which pairs recordings.
+`parallel-prompts` is made by rows/parallel_prompts.py, which pairs recordings.
 
 A build may be killed at any moment: the same call goes on with the shards that are missing (rows/plan.py says
 what lies where). What cannot be used is dropped and listed in dropped.jsonl. Planning holds digests of the
@@ -44,7 +44,7 @@ from ..text.translation import load_translator
 from ..units.kmeans import fit_units
 from ..units.tokenizers import TOKENIZER_FOLDER, embedded_config, resolve_audio_tokenizer, save_tokenizer
 from .build_folder import check_place, clear_disk_errors, lock, remove_build, remove_leftovers
-from .drafting import GRAMMAR, PAIR_DATASETS, drafts_by_split
+from .drafting import GRAMMAR, PAIR_DATASETS, drafts_by_split, is_recordings
 from .drafts import Draft, Side, read_drafts
 from .finishing import finish
 from .jobs import Tools, is_recorded, on_16_bit_grid, translate_drafts
@@ -305,10 +305,18 @@ def _make_plan(settings: BuildSettings, folder: Path, digest: str, progress: boo
 
 
 def digest_of(source: str | Mapping[str, str]) -> str:
-    """Changes with the content of the source (text/corpora.py says how closely it looks)."""
+    """Changes with the content of the source.
+
+    Of texts by `corpora.source_digest`; of a folder of recordings with the names and sizes of its files,
+    since reading hundreds of gigabytes again before every start is too much.
+    """
     if isinstance(source, Mapping):
         parts = {language: source_digest(path) for language, path in source.items()}
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    if source != GRAMMAR and Path(source).is_dir() and is_recordings(source):
+        files = sorted(path for path in Path(source).rglob("*") if path.is_file())
+        listed = [[path.relative_to(source).as_posix(), path.stat().st_size] for path in files]
+        return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
     return source_digest(source)
 
 

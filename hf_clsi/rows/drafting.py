@@ -150,12 +150,13 @@ def _translated_items(
 
 def _recorded_items(settings: BuildSettings, drops: Drops) -> Iterator[Draft] | None:
     """Items of a peer's recordings, or None if the source is text."""
-    if settings.source == GRAMMAR or isinstance(settings.source, Mapping):
+    if (
+        settings.source == GRAMMAR
+        or isinstance(settings.source, Mapping)
+        or not is_recordings(settings.source)
+    ):
         return None
-    try:
-        name = find_reader(settings.source)
-    except (ValueError, FileNotFoundError):
-        return None
+    name = find_reader(settings.source)
     if name == "zerospeech":
         raise ValueError(f"{settings.source} is a copy of ZeroSpeech; build swuggy or sblimp from it")
     options: dict[str, Any] = {"language": settings.source_language}
@@ -163,6 +164,15 @@ def _recorded_items(settings: BuildSettings, drops: Drops) -> Iterator[Draft] | 
         options["task"] = settings.dataset.removeprefix("spoken-")
     drafts = READERS[name](settings.source, drops, **options)
     return drafts if settings.num_items is None else islice(drafts, settings.num_items)
+
+
+def is_recordings(source: str) -> bool:
+    """Whether a file, folder or Hub id has the layout of a peer's recordings (rows/readers.py)."""
+    try:
+        find_reader(source)
+    except (ValueError, FileNotFoundError):
+        return False
+    return True
 
 
 def _pairs(settings: BuildSettings, drops: Drops) -> dict[str, Iterable[Draft]]:

@@ -37,6 +37,8 @@ _BYTES_PER_GROUP = 32 << 20
 _NAME = re.compile(r"\w+([.-]\w+)*")
 _SHARD = re.compile(r"(?P<split>.+)-(?P<index>\d{5,})-of-(?P<total>\d{5,})\.parquet")
 _DEFAULT_CONFIG = "default"
+# pyarrow's ParquetFile else reads a column's whole row group: 340 MB, not 23, for 800 recordings of 400 kB.
+STREAMING = {"pre_buffer": False, "buffer_size": 1 << 20}
 PARTIAL = ".partial"  # how the names of unfinished files end
 
 
@@ -295,7 +297,7 @@ def read_rows(
     import pyarrow.parquet as pq
 
     for path in list_shards(folder, split, config):
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(path, **STREAMING) as file:
             _check_requested(columns, file.schema_arrow.names, path)
             for batch in file.iter_batches(batch_size=batch_rows, columns=columns, use_threads=False):
                 values = [_to_python(column, f"{path}: {name}") for name, column in _columns_of(batch)]

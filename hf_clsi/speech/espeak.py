@@ -153,7 +153,7 @@ def speak_in_fork(espeak, request, output):
 
 
 def main(library, data_dir):
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent to decide on
     # A private copy of standard output: whatever the library may print cannot break into the protocol.
     output = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)

@@ -5,29 +5,49 @@
     for request, waveform in zip(requests, synthesize_many(requests, engine, num_processes=2)):
         row = {"audio": waveform, **engine.record(request)}  # float32 [n] at engine.sampling_rate_hz
 
-An engine turns one request into one waveform, and the same request into the same waveform, whatever was
-spoken before it and however many processes there are. To add one, subclass `SynthesisEngine`; if it lives
-in another process or environment, give it a `ChildProcessWorker`.
+An engine turns one request into one waveform. Those that run here give the same waveform for the same
+request, whatever was spoken before it and however many processes there are; an endpoint promises nothing.
+
+| name | engine | file | speaks in |
+|---|---|---|---|
+| `espeak` | `EspeakEngine` | here | child processes running `espeak.py` |
+| `pocket-tts` | `PocketTTSEngine` | `pocket_tts.py` | child processes with transformers |
+| `kyutai` | `KyutaiEngine` | `kyutai.py` | child processes of an environment with moshi |
+| `openai` | `EndpointSpeechEngine` | `endpoint_speech.py` | any OpenAI-compatible endpoint |
+
+`load_engine` makes one from its name or from the settings that a finished data set records:
+
+    engine = load_engine("espeak")
+    engine = load_engine({"engine": "espeak", "rate_wpm": 160})
+    assert load_engine(engine.to_settings()) == engine
+
+To add an engine, subclass `SynthesisEngine` as a frozen dataclass whose fields are JSON values (its
+settings), with `open_worker`, `voice_for`, `version` and `settings`; say in `speakers` whom to draw by
+default and in `voice_licence` what is known of each voice. If it lives in another process or environment,
+give it a `ChildProcessWorker`. Name it in `ENGINES`, or leave it in your own package and write
+"package.module:Class" where a name is asked for.
 """
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
 from itertools import islice
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from tqdm import tqdm
@@ -52,6 +72,15 @@ ESPEAK_VOICES = {
 # is the plain voice of the language. A variant shifts pitch and formants alike in every language: it is a
 # "speaker".
 ESPEAK_SPEAKERS = ("", "f1", "f2", "f3", "f4", "f5", "m1", "m2", "m3", "m4", "m5", "m6", "m7", "m8")
+
+# What `load_engine` knows by name -> where its class is. Imported when asked for: two of them need packages
+# that the others do without.
+ENGINES = {
+    "espeak": "hf_clsi.speech.synthesis:EspeakEngine",
+    "pocket-tts": "hf_clsi.speech.pocket_tts:PocketTTSEngine",
+    "kyutai": "hf_clsi.speech.kyutai:KyutaiEngine",
+    "openai": "hf_clsi.speech.endpoint_speech:EndpointSpeechEngine",
+}
 
 
 @dataclass(frozen=True)
@@ -84,8 +113,8 @@ class SynthesisWorker(ABC):
 class SynthesisEngine(ABC):
     """What can speak. Subclasses set `name`, `licence`, `sampling_rate_hz`, and say how a worker is opened.
 
-    name: short name for the rows. licence: of the engine's code and voices, and what it means for the output.
-    sampling_rate_hz: of every waveform it gives.
+    name: short name for the rows. licence: of the engine's program or model. sampling_rate_hz: of every
+    waveform it gives.
     """
 
     name: str
@@ -109,6 +138,26 @@ class SynthesisEngine(ABC):
     def settings(self) -> dict:
         """What else shapes the sound ({"rate_wpm": 175, ...}), JSON values, for the record."""
 
+    def speakers(self) -> tuple[str, ...]:
+        """Whom to draw speakers from where the caller names none; `voice_for` knows them all."""
+        return ("",)
+
+    def voice_licence(self, voice: str) -> str:
+        """Licence of what is spoken with `voice`, as an SPDX identifier; "unknown" where it is not known."""
+        return self.licence
+
+    def to_settings(self) -> dict[str, Any]:
+        """JSON values from which `load_engine` makes an equal engine: its name and its fields."""
+        if not is_dataclass(self):
+            raise TypeError(
+                f"{type(self).__qualname__} is not a dataclass, so its settings are not known: make it one, "
+                "or give it a method to_settings that returns {'engine': ...} and its constructor's arguments"
+            )
+        path = f"{type(self).__module__}:{type(self).__qualname__}"
+        name = next((name for name, known in ENGINES.items() if known == path), path)
+        values = {field.name: _jsonable(getattr(self, field.name)) for field in fields(self) if field.init}
+        return {"engine": name, **values}
+
     def request(self, text: str, language: str, speaker: str = "", seed: int = 0) -> SynthesisRequest:
         """The request that speaks `text` in `language` as `speaker`."""
         return SynthesisRequest(text, self.voice_for(language, speaker), language, speaker, seed)
@@ -127,7 +176,7 @@ class SynthesisEngine(ABC):
         return {
             "engine": self.name,
             "engine_version": self.version,
-            "licence": self.licence,
+            "licence": self.voice_licence(request.voice),
             "voice": request.voice,
             "language": request.language,
             "speaker": request.speaker,
@@ -140,20 +189,26 @@ class SynthesisEngine(ABC):
 class ChildProcessWorker(SynthesisWorker):
     """A worker in a child process that speaks the protocol written down in `espeak.py`.
 
-    command: the child's command line. settings: sent with every request. The first reply is in `hello`.
-    The child may live in another environment than this process; nothing is shared but the pipes.
+    command: the child's command line. settings: sent with every request. environment: variables of the child;
+    this process's own by default. The first reply is in `hello`. The child may live in another environment
+    than this process; nothing is shared but the pipes. It must end at the end of its standard input, which
+    comes when this process ends in whatever way.
     """
 
-    def __init__(self, command: Sequence[str], settings: dict):
+    def __init__(self, command: Sequence[str], settings: dict, environment: Mapping[str, str] | None = None):
         self.settings = settings
+        # A process group of its own, so that what the child has started in turn ends with it (`_kill`) and
+        # Ctrl-C reaches this process alone.
         self._process = subprocess.Popen(
-            list(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )
+            list(command),
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            env=None if environment is None else dict(environment),
+            process_group=0,
+        )  # fmt: skip
+        self._ended = False
         # Read all the time, or a talkative child would block once the pipe is full.
         self._last_words: deque[bytes] = deque(maxlen=50)
-        self._listener = threading.Thread(
-            target=self._last_words.extend, args=(self._process.stderr,), daemon=True
-        )
+        self._listener = threading.Thread(target=self._listen, daemon=True)
         self._listener.start()
         try:
             self.hello = self._read_header()
@@ -182,12 +237,32 @@ class ChildProcessWorker(SynthesisWorker):
         return replies
 
     def close(self) -> None:
-        self._process.kill()  # the child holds nothing worth saving
-        self._process.wait()
+        self._kill()  # the child holds nothing worth saving
         for pipe in (self._process.stdin, self._process.stdout):
             with suppress(BrokenPipeError):  # closing flushes what a dead child will never read
                 pipe.close()
-        self._listener.join(timeout=1.0)
+        # It ends, and closes the third pipe, now that nobody is left to write to it.
+        self._listener.join(timeout=5.0)
+
+    def _kill(self, patience_s: float = 0.0) -> int:
+        """End the child and what it has started -> the child's exit code. A second call does nothing.
+
+        patience_s: how long a child that is ending by itself may take for it; its own exit code says more.
+        """
+        if not self._ended:
+            if patience_s:
+                with suppress(subprocess.TimeoutExpired):
+                    self._process.wait(timeout=patience_s)
+            # PermissionError: what macOS says of a group in which nobody is left alive.
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+            self._ended = True
+        return self._process.returncode
+
+    def _listen(self) -> None:
+        with self._process.stderr as pipe:
+            self._last_words.extend(pipe)
 
     def _read_header(self) -> dict:
         try:
@@ -209,15 +284,69 @@ class ChildProcessWorker(SynthesisWorker):
         return np.frombuffer(samples, dtype="<i2").astype(np.float32) / np.float32(32768)
 
     def _death(self) -> RuntimeError:
-        self._process.kill()
-        code = self._process.wait()
-        self._listener.join(timeout=1.0)
+        code = self._kill(patience_s=1.0)
+        self._listener.join(timeout=5.0)
         said = b"".join(self._last_words).decode(errors="replace").strip()
         return RuntimeError(
             f"a speech synthesis process ended early (exit code {code}"
             f"{'; it was killed, perhaps for memory' if code == -9 else ''}). "
             f"It said: {said or 'nothing'}"
         )
+
+
+def load_engine(settings: str | Mapping[str, Any] | SynthesisEngine) -> SynthesisEngine:
+    """A name or settings -> the engine. An engine comes back as it is.
+
+    settings: a name of `ENGINES` ("espeak"), "package.module:Class" for an engine of your own, or a mapping
+    {"engine": name, ...} whose other entries are arguments of its constructor, as `to_settings` gives them.
+
+    Raises ValueError for a name or an argument that is not known (the message lists those that are), and
+    what the constructor raises.
+    """
+    if isinstance(settings, SynthesisEngine):
+        return settings
+    arguments = {"engine": settings} if isinstance(settings, str) else dict(settings)
+    name = arguments.pop("engine", None)
+    cls = _engine_class(name)
+    if is_dataclass(cls):
+        known = [field.name for field in fields(cls) if field.init]
+        unknown = sorted(set(arguments) - set(known))
+        if unknown:
+            raise ValueError(
+                f"engine {name!r} has no setting {', '.join(map(repr, unknown))}; it has: {', '.join(known)}"
+            )
+    return cls(**arguments)
+
+
+def _engine_class(name: Any) -> type[SynthesisEngine]:
+    if not isinstance(name, str) or (name not in ENGINES and ":" not in name):
+        raise ValueError(
+            f"unknown speech engine {name!r}; use one of {', '.join(ENGINES)}, or 'package.module:Class' for "
+            "an engine of your own"
+        )
+    module, _, attribute = ENGINES.get(name, name).partition(":")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ModuleNotFoundError, AttributeError) as error:
+        # A module that is missing further down is another story: its own error tells it.
+        if isinstance(error, ModuleNotFoundError) and not f"{module}.".startswith(f"{error.name}."):
+            raise
+        raise ValueError(
+            f"speech engine {name!r}: {error}. 'package.module:Class' is looked up in this environment and "
+            "the folders of PYTHONPATH"
+        ) from error
+    if not (isinstance(found, type) and issubclass(found, SynthesisEngine)):
+        raise ValueError(f"speech engine {name!r} is no subclass of hf_clsi.speech.synthesis.SynthesisEngine")
+    return found
+
+
+def _jsonable(value: Any) -> Any:
+    """Tuples -> lists, mappings -> dicts, inside out; what a field of an engine may hold."""
+    if isinstance(value, Mapping):
+        return {str(key): _jsonable(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_jsonable(each) for each in value]
+    return value
 
 
 class EspeakWorker(ChildProcessWorker):
@@ -324,6 +453,9 @@ class EspeakEngine(SynthesisEngine):
 
     def voice_for(self, language: str, speaker: str = "") -> str:
         return voice_for(language, speaker)
+
+    def speakers(self) -> tuple[str, ...]:
+        return ESPEAK_SPEAKERS
 
     def open_worker(self) -> EspeakWorker:
         return EspeakWorker(self)

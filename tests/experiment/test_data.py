@@ -225,12 +225,37 @@ def test_rows_say_how_they_were_made(built):
 @pytest.mark.parametrize("name", ["stories", "spoken-topiccloze", "spoken-storycloze"])
 def test_the_card_says_engine_reading_and_licence(built, name):
     card = (built[0] / "data" / name / "README.md").read_text()
-    assert "espeak-ng 1.5" in card
-    assert "Voices: en: en-us+m3, en-us+f3; fr: fr+m3, fr+f3." in card
+    assert "Engine: espeak-ng 1.5" in card
+    for speaker in ("m3", "f3"):
+        assert f"| {speaker} | en-us+{speaker} | fr+{speaker} | GPL-3.0-or-later |" in card
     assert "every phrase an utterance of its own" in card
     assert "pause of at least 0.08 s that ends on a whole frame" in card
-    assert "GPL-3.0-or-later" in card
     assert "does not extend to the speech" in card
+    digest = built[1]["summary"]["codebook_digest"]
+    assert f"Audio tokenizer: hf_clsi embedded, sha256 {digest}; fitted" in card
+    # The preset was changed, and a command line that does not say so would make something else.
+    assert "hf-clsi reproduce" not in card
+
+
+def test_the_card_counts_what_the_rows_hold(built):
+    folder, names = built[0] / "data", ("en", "fr")
+    card = (folder / "stories/README.md").read_text()
+    for split, rows in (("train", 48), ("validation", 4)):
+        units = dict.fromkeys(names, 0)
+        for row in read_rows(folder / "stories", split):
+            for code in names:
+                units[code] += sum(map(len, row[f"units_{code}"]))
+        minutes = [f"{units[code] / 12.5 / 60:,.1f}" for code in names]
+        counts = " | ".join([str(rows), *minutes, *(f"{units[code]:,}" for code in names)])
+        assert f"| default | {split} | {counts} |" in card
+    card = (folder / "spoken-topiccloze/README.md").read_text()
+    en = fr = 0
+    for row in read_rows(folder / "spoken-topiccloze", "test", config="en-fr"):
+        en += sum(map(len, row["prompt_units"]))
+        fr += len(row["correct_units"]) + len(row["negative_units"])
+    minutes = [f"{count / 12.5 / 60:,.1f}" for count in (en, fr)]
+    assert f"| en-fr | test | 24 | {minutes[0]} | {minutes[1]} | {en:,} | {fr:,} |" in card
+    assert "| en | test | 24 |" in card and "| fr-en | test | 24 |" in card
 
 
 def test_the_summary_counts_what_is_there(built):

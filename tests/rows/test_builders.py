@@ -17,7 +17,8 @@ from hf_clsi.rows.builders import BuildSettings, build, draw_speaker, prepare
 from hf_clsi.rows.plan import BuildPlan, drafts_path
 from hf_clsi.rows.running import run_shards
 from hf_clsi.rows.shards import read_rows
-from hf_clsi.speech.audio import read_audio
+from hf_clsi.rows.writers import write_slamkit_folder
+from hf_clsi.speech.audio import read_audio, write_audio
 from hf_clsi.units.encode import encode_waveforms, load_audio_tokenizer
 
 STORIES = BuildSettings(
@@ -432,3 +433,87 @@ def test_the_card_holds_no_path_of_this_machine(stories, text_file, tmp_path):
     for name in ("README.md", "build.json"):
         text = (tmp_path / "out" / name).read_text()
         assert str(tmp_path) not in text and "stories.jsonl" in text
+
+
+# ---- Recordings of others
+
+
+@pytest.fixture
+def wav(tmp_path):
+    """Function that writes a tone of some seconds."""
+
+    def write(path, seconds=0.5, hz=220.0):
+        time_s = np.arange(round(seconds * 16_000)) / 16_000
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_audio(path, (0.4 * np.sin(2 * np.pi * hz * time_s)).astype(np.float32), 16_000)
+
+    return write
+
+
+def test_recorded_cloze_items_are_encoded_as_they_are(wav, tmp_path):
+    for item in range(3):
+        for number, side in enumerate(("mutual", "correct", "incorrect")):
+            wav(
+                tmp_path / "peer" / f"item{item}_{side}.wav",
+                0.5 + 0.1 * item,
+                200.0 * (number + 1) + 30 * item,
+            )
+    (tmp_path / "peer" / "item2_correct.wav").write_bytes(b"RIFF and no more")
+    settings = BuildSettings(
+        "spoken-storycloze", source=str(tmp_path / "peer"), num_units=8, frame_rate_hz=50.0
+    )
+    record = build(settings, tmp_path / "out", progress=False)
+    assert record.splits == {"en": {"test": {"rows": 2, "shards": 1}}} and record.languages == ["en"]
+    (reason,) = record.dropped
+    line = json.loads((tmp_path / "out" / "dropped.jsonl").read_text())
+    assert line["reason"] == reason and "item2" in line["id"] and str(tmp_path) not in line["message"]
+    rows = list(read_rows(tmp_path / "out", "test", "en"))
+    assert rows[1]["prompt_audio"]["bytes"] == (tmp_path / "peer" / "item1_mutual.wav").read_bytes()
+    tokenizer = load_audio_tokenizer(str(tmp_path / "out" / "audio_tokenizer"))
+    waveform, _ = read_audio(tmp_path / "peer" / "item1_correct.wav", 16_000)
+    assert np.array_equal(
+        rows[1]["correct_units"], encode_waveforms([waveform], tokenizer, progress=False)[0]
+    )
+    assert "engine" not in rows[0]
+
+
+def test_zerospeech_pairs(wav, tmp_path):
+    folder = tmp_path / "zerospeech" / "lexical" / "dev"
+    lines = ["filename,id,voice,frequency,word,phones,length,correct"]
+    for pair in range(3):
+        for voice in ("A", "B"):
+            for correct in (1, 0):
+                name = f"{pair}{voice}{correct}"
+                wav(folder / f"{name}.wav", 0.4, 150 + 50 * pair + 200 * correct)
+                word = "brick" if correct else ""
+                lines.append(f"{name},{pair},{voice},12,{word},B R IH K,4,{correct}")
+    (folder / "gold.csv").write_text("\n".join(lines) + "\n")
+    settings = BuildSettings("swuggy", source=str(tmp_path / "zerospeech"), num_units=8, frame_rate_hz=50.0)
+    record = build(settings, tmp_path / "out", progress=False)
+    assert record.kind == "pair" and record.splits == {"en": {"dev": {"rows": 6, "shards": 1}}}
+    row = next(read_rows(tmp_path / "out", "dev", "en"))
+    assert (row["correct_text"], row["negative_text"], row["speaker"], row["frequency"]) == (
+        "brick",
+        "",
+        "A",
+        "12",
+    )
+    assert len(row["correct_units"]) == len(row["negative_units"]) == 20
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "license: cc-by-nc-nd-4.0" in card and "Do not publish this folder" in card
+
+
+def test_what_is_written_for_a_peer_is_read_back(cloze, tmp_path):
+    build(replace(cloze, audio=True), tmp_path / "ours", progress=False)
+    rows = list(read_rows(tmp_path / "ours", "test", "fr-en"))
+    write_slamkit_folder(rows, tmp_path / "theirs", sampling_rate_hz=None)
+    settings = BuildSettings(
+        "spoken-topiccloze", source=str(tmp_path / "theirs"), audio_tokenizer=str(tmp_path / "ours")
+    )
+    build(settings, tmp_path / "again", progress=False)
+    again = {row["id"]: row for row in read_rows(tmp_path / "again", "test", "en")}
+    for row in rows:
+        there = again[row["id"]]
+        assert np.array_equal(there["correct_units"], row["correct_units"])
+        assert np.array_equal(there["negative_units"], row["negative_units"])
+        assert len(np.concatenate(there["prompt_units"])) == len(np.concatenate(row["prompt_units"]))

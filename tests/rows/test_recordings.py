@@ -7,17 +7,14 @@ import pytest
 import yaml
 
 from hf_clsi.configuration_clsi_units import ClsiUnitsConfig
-from hf_clsi.rows import recordings
-from hf_clsi.rows.recordings import (
-    RefusedRecording,
-    encode_recordings,
-    find_recordings,
-    resolve_audio_tokenizer,
-)
+from hf_clsi.rows import encoding
+from hf_clsi.rows.encoding import encode_recordings
+from hf_clsi.rows.recordings import RefusedRecording, find_recordings
 from hf_clsi.rows.shards import read_rows
 from hf_clsi.speech.audio import read_audio, write_audio
 from hf_clsi.units.encode import encode_waveforms, load_audio_tokenizer
 from hf_clsi.units.kmeans import fit_units
+from hf_clsi.units.tokenizers import resolve_audio_tokenizer
 
 
 def sound(seconds, seed, rate=16000):
@@ -253,7 +250,7 @@ def test_rows_read_back_with_the_units_of_each_clip_alone(tmp_path, kind, reques
     assert record.units["en"] == sum(len(units[0]) for units in rows["units_en"])
     assert record.clips == {"en": 5, "fr": 5} and record.rows == 5 and record.finished
     assert record.seconds["en"] == pytest.approx(sum(0.5 + 0.13 * i for i in range(5)), abs=1e-3)
-    label = f"hf_clsi embedded, sha256 {tokenizer.codebook_digest()}" if kind == "embedded" else path
+    label = f"hf_clsi embedded, sha256 {tokenizer.codebook_digest()}" if kind == "embedded" else "mimi"
     assert set(rows["audio_tokenizer"]) == {label} == {record.audio_tokenizer}
 
 
@@ -287,7 +284,8 @@ def test_a_further_split_shares_the_tokenizer_of_the_first(tmp_path, embedded):
     assert (out / "audio_tokenizer/model.safetensors").read_bytes() == before
     assert test.audio_tokenizer == train.audio_tokenizer
     assert len(loaded(out, tmp_path / "cache", "train")) == 4 and len(loaded(out, tmp_path / "cache")) == 2
-    assert "| train | 4 | en |" in (out / "README.md").read_text()
+    card = (out / "README.md").read_text()
+    assert "| default | train | 4 |" in card and "| default | test | 2 |" in card
     with pytest.raises(ValueError, match="num_units = 6, not 7"):
         encode_recordings(second, out, split="validation", num_units=7, progress=False)
     with pytest.raises(ValueError, match="their units mean different things"):
@@ -338,7 +336,11 @@ def test_bad_files_are_left_out_counted_by_reason_and_listed(tmp_path, embedded)
         ("p5", "empty"),
         ("p6", "missing"),
     ]
-    assert lines[0]["path"] == str(corpus / "en/p1.flac") and lines[0]["split"] == "test"
+    assert lines[0]["path"] == "en/p1.flac" and lines[0]["split"] == "test"
+    # The list goes where the dataset goes, so it says no more than where in the source a file is.
+    assert str(tmp_path) not in (out / "refused.jsonl").read_text()
+    card = (out / "README.md").read_text()
+    assert "| empty | 2 |" in card and "`refused.jsonl` lists each." in card
 
 
 def test_a_tokenizer_is_fitted_on_what_can_be_read(tmp_path):
@@ -371,7 +373,7 @@ def test_an_interrupted_encoding_goes_on_behind_its_last_shard(tmp_path, embedde
     sound_of_5 = (corpus / "en/p5.flac").read_bytes()
     options = {"audio_tokenizer": embedded, "max_rows_per_shard": 2, "progress": False}
     calls = []
-    read = recordings.read_audio
+    read = encoding.read_audio
 
     def failing(path, *rest):
         calls.append(path)
@@ -380,7 +382,7 @@ def test_an_interrupted_encoding_goes_on_behind_its_last_shard(tmp_path, embedde
         return read(path, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(recordings, "read_audio", failing)
+        patch.setattr(encoding, "read_audio", failing)
         with pytest.raises(KeyboardInterrupt):
             encode_recordings(corpus, out, **options)
     names = [f"test-{i:05d}-of-00004.parquet" for i in range(4)]
@@ -392,7 +394,7 @@ def test_an_interrupted_encoding_goes_on_behind_its_last_shard(tmp_path, embedde
     assert (corpus / "en/p5.flac").read_bytes() == sound_of_5
     first = (out / "data" / names[0]).stat().st_mtime_ns
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(recordings, "read_audio", lambda path, *rest: calls.append(path) or read(path, *rest))
+        patch.setattr(encoding, "read_audio", lambda path, *rest: calls.append(path) or read(path, *rest))
         calls.clear()
         record = encode_recordings(corpus, out, **options)
     assert [path.rsplit("/", 1)[1] for path in calls] == [
@@ -414,7 +416,7 @@ def test_an_interrupted_encoding_goes_on_behind_its_last_shard(tmp_path, embedde
 
 def interrupt(monkeypatch, name, call):
     """Let the `call`-th call of a function of the module be the moment when the user presses Ctrl-C."""
-    function, count = getattr(recordings, name), 0
+    function, count = getattr(encoding, name), 0
 
     def interrupted(*arguments, **options):
         nonlocal count
@@ -423,7 +425,7 @@ def interrupt(monkeypatch, name, call):
             raise KeyboardInterrupt
         return function(*arguments, **options)
 
-    monkeypatch.setattr(recordings, name, interrupted)
+    monkeypatch.setattr(encoding, name, interrupted)
 
 
 def test_a_shard_that_was_written_but_not_noted_is_made_again(tmp_path, embedded):
@@ -432,7 +434,7 @@ def test_a_shard_that_was_written_but_not_noted_is_made_again(tmp_path, embedded
         (corpus / f"fr/p{i}.wav").write_bytes(b"")
     options = {"audio_tokenizer": embedded, "max_rows_per_shard": 2, "progress": False}
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        interrupt(patch, "_write_splits", 3)  # calls: before all shards, after the first, after the second
+        interrupt(patch, "write_splits", 3)  # calls: before all shards, after the first, after the second
         encode_recordings(corpus, out, **options)
     assert [line["id"] for line in refused_lines(out)] == ["p0", "p2"]
     assert encode_recordings(corpus, out, **options).refused == {"empty": 2}
@@ -444,7 +446,7 @@ def test_what_no_finished_shard_depends_on_may_change_after_an_interruption(tmp_
     corpus, out = pairs(tmp_path / "corpus", 6), tmp_path / "out"
     options = {"num_units": 5, "progress": False}
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        interrupt(patch, "_write_splits", 2)
+        interrupt(patch, "write_splits", 2)
         encode_recordings(corpus, out, max_rows_per_shard=2, **options)
     assert len(list((out / "data").iterdir())) == 1 and (out / "audio_tokenizer").is_dir()
     record = encode_recordings(corpus, out, max_rows_per_shard=3, **options | {"num_units": 4})
@@ -507,8 +509,8 @@ def test_portions_change_nothing(tmp_path, embedded, monkeypatch):
         sizes.append(len(waveforms))
         return encode_waveforms(waveforms, *rest, **options)
 
-    monkeypatch.setattr(recordings, "encode_waveforms", noting)
-    monkeypatch.setattr(recordings, "PORTION_CLIPS", 4)
+    monkeypatch.setattr(encoding, "encode_waveforms", noting)
+    monkeypatch.setattr(encoding, "PORTION_CLIPS", 4)
     parts = encode_recordings(corpus, tmp_path / "parts", **options)
     assert sizes[:3] == [4, 4, 4]
     assert parts == whole
@@ -548,7 +550,7 @@ def test_the_card_says_how_it_was_made_and_whose_it_is(tmp_path, embedded):
     assert header["configs"] == [
         {"config_name": "default", "data_files": [{"split": "test", "path": "data/test-*-of-00001.parquet"}]}
     ]
-    assert "Licence: CC BY-SA 3.0. Read by A and B." in card and "SOURCE_README.md" in card
+    assert "\n  > Licence: CC BY-SA 3.0. Read by A and B.\n" in card and "(SOURCE_README.md)" in card
     assert load_audio_tokenizer(embedded).codebook_digest() in card
     assert (out / "SOURCE_README.md").read_bytes() == (corpus / "README.md").read_bytes()
     # The paths of this machine are nobody's business.
@@ -558,6 +560,76 @@ def test_the_card_says_how_it_was_made_and_whose_it_is(tmp_path, embedded):
     encode_recordings(bare, tmp_path / "out2", audio_tokenizer=embedded, progress=False)
     assert "find out whose the recordings are" in (tmp_path / "out2/README.md").read_text()
     assert not (tmp_path / "out2/SOURCE_README.md").exists()
+
+
+def test_speakers_and_licence_go_into_the_rows_that_do_not_name_any(tmp_path, embedded):
+    corpus, out = pairs(tmp_path / "corpus", 2), tmp_path / "out"
+    lines = [json.loads(line) for line in (corpus / "metadata.jsonl").read_text().splitlines()]
+    lines[1] |= {"speaker": "guest", "voice_fr": "guest", "licence_en": "CC0-1.0"}
+    write_lines(corpus / "metadata.jsonl", lines)
+    options = {"audio_tokenizer": embedded, "progress": False}
+    said = {"speakers": {"fr": "June", "en": "Allison"}, "licence": "cc-by-4.0"}
+    record = encode_recordings(corpus, out, **said, **options)
+    names = ["speaker", "voice_en", "voice_fr", "licence_en", "licence_fr"]
+    assert [[row[name] for name in names] for row in loaded(out, tmp_path / "cache")] == [
+        ["Allison; June", "Allison", "June", "cc-by-4.0", "cc-by-4.0"],
+        ["guest", "Allison", "guest", "CC0-1.0", "cc-by-4.0"],
+    ]
+    assert record.licence_tag == "cc-by-4.0" and record.licence.startswith("Licence: CC BY-SA 3.0")
+    assert "| Allison | 2 | Allison | – | cc-by-4.0 |" in (out / "README.md").read_text()
+    one = find_recordings(pairs(tmp_path / "plain", 1)).attributed({"en": "Allison"})
+    assert one.rows[0].metadata == {"voice_en": "Allison"}  # who speaks the whole row is not known
+    for wrong in ({"de": "Anna"}, {"en": ""}):
+        with pytest.raises(ValueError, match="name persons for en, fr"):
+            encode_recordings(corpus, tmp_path / "none", speakers=wrong, **options)
+
+
+def test_configs_lie_side_by_side_and_share_the_tokenizer(tmp_path):
+    from datasets import load_dataset
+
+    corpus, out = pairs(tmp_path / "corpus", 3), tmp_path / "out"
+    options = {"num_units": 5, "progress": False}
+    first = encode_recordings(corpus, out, config="en-fr", **options)
+    second = encode_recordings(corpus, out, config="fr", languages=["fr"], **options)
+    assert second.audio_tokenizer == first.audio_tokenizer and second.fit == first.fit
+    assert first.fit == {"num_units": 5, "frame_rate_hz": 12.5, "duration_penalty": 0.0, "seed": 0}
+    assert sorted(path.name for path in out.glob("*/*.parquet")) == ["test-00000-of-00001.parquet"] * 2
+    assert list(json.loads((out / "encoding.json").read_text())) == ["en-fr/test", "fr/test"]
+    cache = str(tmp_path / "cache")
+    assert "units_en" in load_dataset(str(out), split="test", cache_dir=cache).column_names  # the default
+    assert "units_en" not in load_dataset(str(out), "fr", split="test", cache_dir=cache).column_names
+    with pytest.raises(FileExistsError, match="holds the split 'fr/test' already"):
+        encode_recordings(corpus, out, config="fr", languages=["fr"], **options)
+    with pytest.raises(ValueError, match="config 'e/n' must be words"):
+        encode_recordings(corpus, tmp_path / "other", config="e/n", **options)
+
+
+def test_an_encoding_of_an_older_version_gets_a_further_split(tmp_path, embedded):
+    corpus, out = pairs(tmp_path / "corpus", 2), tmp_path / "out"
+    options = {"audio_tokenizer": embedded, "progress": False}
+    encode_recordings(corpus, out, **options)
+    records = json.loads((out / "encoding.json").read_text())
+    for name in ("config", "fit", "speakers", "licence_tag"):  # version 0.1 did not have them
+        del records["test"][name]
+    (out / "encoding.json").write_text(json.dumps(records))
+    encode_recordings(corpus, out, split="train", **options)
+    assert len(loaded(out, tmp_path / "cache")) == len(loaded(out, tmp_path / "cache", "train")) == 2
+
+
+def test_halves_of_a_killed_encoding_are_removed(tmp_path, embedded):
+    corpus, out = pairs(tmp_path / "corpus", 2), tmp_path / "out"
+    (out / "data").mkdir(parents=True)
+    (out / "data/.test-00000-of-00001.parquet.4711.partial").write_text("half")
+    encode_recordings(corpus, out, audio_tokenizer=embedded, progress=False)
+    assert [path.name for path in (out / "data").iterdir()] == ["test-00000-of-00001.parquet"]
+
+
+def test_a_licence_line_that_names_a_path_of_this_machine_is_not_repeated(tmp_path, embedded):
+    corpus = pairs(tmp_path / "corpus", 2)
+    (corpus / "README.md").write_text("Licence: see /home/ann/LICENCE.txt\n")
+    encode_recordings(corpus, tmp_path / "out", audio_tokenizer=embedded, progress=False)
+    card = (tmp_path / "out/README.md").read_text()
+    assert "/home/ann" not in card and "> see [SOURCE_README.md](SOURCE_README.md)" in card
 
 
 def test_a_model_folder_stands_for_the_tokenizer_it_carries_or_names(tmp_path, embedded):

@@ -1,5 +1,6 @@
 """What espeak-ng says, how requests are spread over processes, and what happens when one of them fails."""
 
+import json
 import os
 import pickle
 import signal
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 from hf_clsi.speech.synthesis import (
+    ENGINES,
     ESPEAK_SPEAKERS,
     ESPEAK_VOICES,
     ChildProcessWorker,
@@ -19,6 +21,7 @@ from hf_clsi.speech.synthesis import (
     SynthesisEngine,
     SynthesisRequest,
     espeak_variants,
+    load_engine,
     synthesize_many,
     unique_requests,
     voice_for,
@@ -414,3 +417,169 @@ def test_a_closed_worker_says_so():
 def test_numbers_that_make_no_sense_are_refused(settings):
     with pytest.raises(ValueError, match="at least 1"):
         synthesize_many([SynthesisRequest("a", "v")], ScriptEngine(), **settings)
+
+
+# Children that outlive nobody
+
+
+def is_alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    try:  # an orphan that nobody waits for stays in the list as a zombie
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return not sys.platform.startswith("linux")
+
+
+def wait_for_the_end_of(pid, seconds=10.0):
+    deadline = time.monotonic() + seconds
+    while is_alive(pid) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return not is_alive(pid)
+
+
+# Starts a process of its own, which keeps standard error open, and tells its number.
+GRANDPARENT = """
+    import json, subprocess, sys, time
+    grandchild = subprocess.Popen([sys.executable, "-I", "-S", "-c", "import time; time.sleep(600)"])
+    print(json.dumps({"version": "1", "sampling_rate_hz": 1000, "grandchild": grandchild.pid}), flush=True)
+    time.sleep(600)
+    """
+
+
+def test_closing_a_worker_closes_its_pipes_and_ends_what_it_has_started():
+    worker = CountingWorker(ScriptEngine(), GRANDPARENT)
+    started = time.monotonic()
+    worker.close()
+    assert time.monotonic() - started < 2
+    process = worker._process
+    assert [pipe.closed for pipe in (process.stdin, process.stdout, process.stderr)] == [True, True, True]
+    assert wait_for_the_end_of(worker.hello["grandchild"])
+
+
+def test_the_pipes_of_a_worker_that_died_are_closed_too():
+    worker = EspeakEngine().open_worker()
+    os.kill(worker._process.pid, signal.SIGKILL)
+    with pytest.raises(RuntimeError, match="exit code -9"):
+        worker.synthesize([SynthesisRequest(CAT, "en-us")])
+    worker.close()
+    process = worker._process
+    assert [pipe.closed for pipe in (process.stdin, process.stdout, process.stderr)] == [True, True, True]
+
+
+def test_an_espeak_worker_ends_when_the_process_that_opened_it_is_killed():
+    read_end, write_end = os.pipe()
+    parent = os.fork()
+    if parent == 0:
+        try:
+            os.write(write_end, b"%d" % EspeakEngine().open_worker()._process.pid)
+            time.sleep(600)
+        finally:
+            os._exit(1)
+    os.close(write_end)
+    try:
+        worker = int(os.read(read_end, 20))
+        assert is_alive(worker)
+    finally:
+        os.kill(parent, signal.SIGKILL)
+        os.waitpid(parent, 0)
+        os.close(read_end)
+    assert wait_for_the_end_of(worker)
+
+
+# Engines by name
+
+
+def test_an_engine_is_made_from_its_name_or_its_settings_and_tells_them():
+    assert load_engine("espeak") == EspeakEngine()
+    engine = load_engine({"engine": "espeak", "rate_wpm": 160, "trim_silence_db": -40.0})
+    assert engine == EspeakEngine(rate_wpm=160, trim_silence_db=-40.0)
+    assert load_engine(engine) is engine
+    settings = engine.to_settings()
+    assert settings == {
+        "engine": "espeak",
+        "rate_wpm": 160,
+        "pitch": 50,
+        "pitch_range": 50,
+        "volume": 100,
+        "trim_silence_db": -40.0,
+        "keep_silence_ms": 10.0,
+        "timeout_s": 60.0,
+    }
+    assert load_engine(json.loads(json.dumps(settings))) == engine
+
+
+def test_every_engine_that_has_a_name_is_there():
+    for name in ENGINES:
+        settings = {"engine": name, "model": "m"} if name == "openai" else {"engine": name}
+        engine = load_engine(settings)
+        assert engine.to_settings()["engine"] == name
+        assert load_engine(engine.to_settings()) == engine
+
+
+OWN = """
+from dataclasses import dataclass
+from hf_clsi.speech.synthesis import SynthesisEngine
+
+@dataclass(frozen=True)
+class Beeps(SynthesisEngine):
+    pitches: tuple = (440,)
+    name = "beeps"
+    licence = "CC0-1.0"
+    sampling_rate_hz = 8000
+    version = "1"
+    open_worker = voice_for = settings = None
+
+    def __post_init__(self):
+        object.__setattr__(self, "pitches", tuple(self.pitches))
+
+class NoEngine: pass
+"""
+
+
+@pytest.fixture
+def own_module(tmp_path, monkeypatch):
+    (tmp_path / "my_beeps.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield "my_beeps"
+    sys.modules.pop("my_beeps", None)
+
+
+def test_an_engine_of_ones_own_is_named_by_module_and_class(own_module):
+    engine = load_engine({"engine": "my_beeps:Beeps", "pitches": [440, 880]})
+    assert engine.pitches == (440, 880)
+    assert engine.to_settings() == {"engine": "my_beeps:Beeps", "pitches": [440, 880]}
+    assert load_engine(engine.to_settings()) == engine
+    assert engine.speakers() == ("",)
+    assert engine.voice_licence("440") == "CC0-1.0"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ("espeek", r"unknown speech engine 'espeek'; use one of espeak, pocket-tts, kyutai, openai, or"),
+        ({"rate_wpm": 160}, "unknown speech engine None"),
+        ({"engine": "espeak", "speed": 2}, r"'espeak' has no setting 'speed'; it has: rate_wpm, pitch,"),
+        ({"engine": "espeak", "rate_wpm": 9}, "rate_wpm must be a whole number from 80 to 450"),
+        ("no_such_package.engines:Mine", "No module named 'no_such_package'"),
+        ("my_beeps:Nothing", "has no attribute 'Nothing'"),
+        ("my_beeps:NoEngine", "no subclass of hf_clsi.speech.synthesis.SynthesisEngine"),
+    ],
+)
+def test_an_engine_that_cannot_be_found_says_what_there_is(own_module, settings, message):
+    with pytest.raises(ValueError, match=message):
+        load_engine(settings)
+
+
+def test_an_engine_that_is_no_dataclass_says_so_when_asked_for_its_settings():
+    with pytest.raises(TypeError, match="ScriptEngine is not a dataclass"):
+        ScriptEngine().to_settings()
+
+
+def test_espeak_offers_its_natural_variants_and_knows_their_licence():
+    assert EspeakEngine().speakers() == ESPEAK_SPEAKERS
+    assert EspeakEngine().voice_licence("fr+f3") == "GPL-3.0-or-later"
+    assert "does not extend to the speech" in EspeakEngine.licence_note

@@ -1,0 +1,30 @@
+"""Build clsi/tinystories-en-fr: stories told in English and French, aligned sentence by sentence.
+
+    python dataset_scripts/tinystories_en_fr.py miniature --output-dir tinystories-en-fr
+    python dataset_scripts/tinystories_en_fr.py paper --output-dir tinystories-en-fr --executor slurm ...
+
+What follows the route goes to `hf-clsi build tinystories-en-fr`. The miniature's card is beside this file.
+"""
+
+import sys
+
+from hf_clsi.cli.main import main
+
+ROUTES = {
+    # Built-in grammar, espeak-ng, embedded audio tokenizer: everything is here, nothing is downloaded.
+    "miniature": ["--source", "grammar", "--items", "2000", "--validation-stories", "100"],
+    # arXiv 2512.01865, section on data: TinyStories, translated by GPT-4 sentence by sentence, spoken
+    # by Kyutai TTS 1.6B with the voices that verify as one speaker in both languages, first codebook of Mimi. The
+    # prompt and the filters of the paper are not known; ours are in text/translation_openai.py and
+    # text/corpora.py.
+    "paper": [
+        "--source", "roneneldan/TinyStories", "--text-licence", "cdla-sharing-1.0",
+        "--translator", "openai:gpt-4", "--engine", "kyutai", "--voices", "voices/voices.json",
+        "--audio-tokenizer", "kyutai/mimi",
+    ],
+}  # fmt: skip
+
+if __name__ == "__main__":
+    if len(sys.argv) < 2 or sys.argv[1] not in ROUTES:
+        sys.exit(f"usage: {sys.argv[0]} {{{','.join(ROUTES)}}} [options of hf-clsi build]")
+    sys.exit(main(["build", "tinystories-en-fr", *ROUTES[sys.argv[1]], *sys.argv[2:]]))
