@@ -13,8 +13,8 @@ from hf_clsi.cli.main import main
 ROUTES = {
     # Built-in grammar, espeak-ng, embedded audio tokenizer: everything is here, nothing is downloaded.
     "miniature": ["--source", "grammar", "--items", "2000", "--validation-stories", "100"],
-    # arXiv 2512.01865, section on data: TinyStories, translated by GPT-4 sentence by sentence, spoken
-    # by Kyutai TTS 1.6B with the voices that verify as one speaker in both languages, first codebook of Mimi. The
+    # arXiv 2512.01865, section on data: TinyStories, translated by GPT-4 sentence by sentence, spoken by
+    # Kyutai TTS 1.6B with the voices that verify as one speaker in both languages; Mimi's first codebook. The
     # prompt and the filters of the paper are not known; ours are in text/translation_openai.py and
     # text/corpora.py.
     "paper": [

@@ -134,7 +134,7 @@ def test_the_blocks_of_a_section_run_without_a_warning(title, blocks, folder, mo
 
 def test_the_sections_with_code_are_known():
     titles = [title for title, _ in SECTIONS]
-    assert titles == ["Use a model", "Fine-tune with LoRA", "Train on your own data"]
+    assert titles == ["Use a model", "Fine-tune with LoRA", "Build datasets", "Train on your own data"]
 
 
 def test_no_python_block_is_missed():

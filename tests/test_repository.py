@@ -84,7 +84,10 @@ def test_ci_runs_the_second_command_of_the_readme():
 def test_every_command_of_the_readme_is_known_to_the_command_line():
     lines = [line for block in blocks(README, "bash") for line in block.splitlines()]
     commands = [line.split("hf-clsi ")[-1].split() for line in lines if "hf-clsi " in line]
-    assert [command[0] for command in commands] == ["reproduce", "generate", "export", "encode", "encode"]
+    assert [command[0] for command in commands] == [
+        "reproduce", "generate", "export", "build", "build", "encode", "encode",
+    ]  # fmt: skip
+
     for command in commands:
         build_parser().parse_args(command)  # SystemExit 2 on an option that does not exist
 

@@ -279,7 +279,13 @@ def describe(record: BuildRecord, folder: Path) -> str:
 def check(arguments: argparse.Namespace) -> int:
     from ..rows.validate import check_command
 
-    return check_command(arguments.check, arguments.against, progress=arguments.progress)
+    return check_command(
+        arguments.check,
+        arguments.against,
+        audio=arguments.audio is not False,
+        num_workers=arguments.num_processes or 1,
+        progress=arguments.progress,
+    )
 
 
 def build_recordings(arguments: argparse.Namespace, folder: Path) -> None:

@@ -62,7 +62,7 @@ def remove_build(folder: Path) -> None:
     if plan_path(folder).is_file():
         for config in BuildPlan.load(folder).columns():
             shutil.rmtree(folder / config, ignore_errors=True)
-    for name in ("README.md", "build.json", "dropped.jsonl", "validation.json"):
+    for name in ("README.md", "build.json", "dropped.jsonl", "validation.json", "validation.jsonl"):
         (folder / name).unlink(missing_ok=True)
     shutil.rmtree(folder / TOKENIZER_FOLDER, ignore_errors=True)
     for path in (folder / BUILD_FOLDER).iterdir():

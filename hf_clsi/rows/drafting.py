@@ -45,26 +45,29 @@ def _stories(settings: BuildSettings, split: str, languages: list[str], drops: D
     if settings.source == GRAMMAR and number is None:
         train = settings.num_items or DEFAULT_STORIES
         number = train if split == "train" else max(1, train // 100)
-    stories = read_stories(
-        settings.source,
-        split=split,
-        languages=languages,
-        source_language=settings.source_language,
-        num_stories=number,
-        seed=settings.seed,
-        validation_share=settings.validation_share,
-        min_sentences=settings.min_sentences,
-        max_sentences=settings.max_sentences,
-        max_sentence_characters=settings.max_sentence_characters,
-        drops=drops,
-    )
-    for story in stories:
-        missing = [language for language in languages if language not in story.texts]
-        if missing and settings.translator is None:
+    options = {
+        "split": split,
+        "languages": languages,
+        "source_language": settings.source_language,
+        "seed": settings.seed,
+        "validation_share": settings.validation_share,
+        "min_sentences": settings.min_sentences,
+        "max_sentences": settings.max_sentences,
+        "max_sentence_characters": settings.max_sentence_characters,
+    }
+    bilingual = settings.translator is None
+    if bilingual and settings.source != GRAMMAR:
+        # A source that has no translations at all should be refused now, not after the last of its stories.
+        first = list(read_stories(settings.source, **options, num_stories=20, drops=Drops()))
+        if first and not any(set(languages) <= set(story.texts) for story in first):
+            missing = [language for language in languages if language not in first[0].texts]
             raise ValueError(
-                f"story {story.id!r} of {settings.source} is in {', '.join(story.texts)} only; name a "
+                f"story {first[0].id!r} of {settings.source} is in {', '.join(first[0].texts)} only; name a "
                 f"translator for {', '.join(missing)} (--translator), or bring bilingual stories"
             )
+    for story in read_stories(
+        settings.source, **options, num_stories=number, complete=bilingual, drops=drops
+    ):
         columns = {"topic": story.topic} if story.topic else {}
         yield story_draft(story.id, story.texts, columns)
 
@@ -83,8 +86,13 @@ def _cloze_items(settings: BuildSettings, languages: list[str], drops: Drops, pr
         seed=settings.seed,
         drops=drops,
     )
-    if items and any(language not in item.prompt for item in items for language in languages):
+    lacking = [item for item in items if set(languages) - set(item.prompt)]
+    if lacking and (settings.translator is not None or len(lacking) == len(items)):
         items = _translated_items(items, settings, languages, drops, progress)
+    elif lacking:  # of a bilingual source, some items are in one language only
+        for item in lacking:
+            drops.add(item.id, "missing_language", f"in {', '.join(item.prompt)} only")
+        items = [item for item in items if not set(languages) - set(item.prompt)]
     if task == "topiccloze" and items:
         items = swap_endings(items, settings.seed)
     drafts = []

@@ -299,7 +299,7 @@ def read_rows(
     for path in list_shards(folder, split, config):
         with pq.ParquetFile(path, **STREAMING) as file:
             _check_requested(columns, file.schema_arrow.names, path)
-            for batch in file.iter_batches(batch_size=batch_rows, columns=columns, use_threads=False):
+            for batch in _batches(file, columns, batch_rows):
                 values = [_to_python(column, f"{path}: {name}") for name, column in _columns_of(batch)]
                 names = batch.schema.names
                 for row in zip(*values, strict=True):
@@ -417,6 +417,12 @@ def _offsets(lists: Sequence) -> np.ndarray:
     offsets = np.zeros(len(lists) + 1, dtype=np.int32)
     np.cumsum([len(item) for item in lists], out=offsets[1:])
     return offsets
+
+
+def _batches(file: Any, columns: Sequence[str] | None, batch_rows: int) -> Iterator[Any]:
+    """Record batches of an open ParquetFile, group by group: read in one go, pyarrow keeps all groups."""
+    for group in range(file.num_row_groups):
+        yield from file.iter_batches(batch_rows, row_groups=[group], columns=columns, use_threads=False)
 
 
 def _check_requested(columns: Sequence[str] | None, available: Sequence[str], path: Path) -> None:

@@ -30,6 +30,7 @@ from typing import Literal
 
 import numpy as np
 
+from .digests import DigestSet, text_digest
 from .languages import LANGUAGES, REFERENCE_LANGUAGE
 from .languages import language as get_language
 
@@ -269,21 +270,20 @@ def draw_stories(
     rng = np.random.default_rng([seed, 2, _SPLITS.index(split), rule == "tuple"])
     # Not the plans: those that differ only in what their frames do not tell (the friend who is not mentioned)
     # are the same story.
-    seen: set[tuple[str, ...]] = set()
+    seen = DigestSet()
     for number in range(num_stories):
         topic = holdout.topics[number % len(holdout.topics)]
         for _ in range(1000):
             plan = draw_plan(rng, holdout, split, rule, topic=topic)
             if plan is not None:
-                story = tuple(tell(plan, REFERENCE_LANGUAGE))
-                if story not in seen:
+                story = "\n".join(tell(plan, REFERENCE_LANGUAGE))
+                if seen.add(text_digest(story)):
                     break
         else:
             raise RuntimeError(
                 f"no new {split} story of topic '{topic}' found after {number} stories; ask for fewer "
                 "stories or add words to text/languages."
             )
-        seen.add(story)
         yield plan
 
 

@@ -398,6 +398,14 @@ def test_stories_without_a_translator_are_refused(stories, text_file, tmp_path):
         build(replace(stories, source=source), tmp_path / "out", progress=False)
 
 
+def test_a_story_without_its_translation_costs_itself_alone(stories, text_file, tmp_path):
+    lines = [{"text_en": ["A cat.", f"It is {i}."], "text_fr": ["Un chat.", f"Il a {i}."]} for i in range(9)]
+    lines[5].pop("text_fr")
+    settings = replace(stories, source=text_file(lines), num_items=None, num_validation=None)
+    record = build(settings, tmp_path / "out", progress=False)
+    assert record.dropped == {"missing_language": 1}
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
