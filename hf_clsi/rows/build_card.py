@@ -28,6 +28,11 @@ UNKNOWN = (
     "unknown",
     "not known to whoever built this dataset. Find out, and name it (--text-licence), before passing it on.",
 )
+#: Settings of engines and translators that say how they are reached, not what they say.
+_OF_THIS_PLACE = {
+    "api_key_variable", "backoff_s", "base_url", "cache", "concurrency", "device", "max_wait_s", "num_threads",
+    "python", "retries", "timeout_s",
+}  # fmt: skip
 #: Licences of synthesizers that do not extend to what they say.
 _OF_THE_PROGRAM_ONLY = {"GPL-3.0-or-later"}
 
@@ -80,7 +85,7 @@ def public(value: Any) -> Any:
     if isinstance(value, str) and (value.startswith(("/", "~", "..")) or Path(value).exists()):
         return Path(value).name
     if isinstance(value, Mapping):
-        return {key: public(each) for key, each in value.items()}
+        return {key: public(each) for key, each in value.items() if key not in _OF_THIS_PLACE}
     if isinstance(value, (list, tuple)):
         return [public(each) for each in value]
     return value
@@ -144,7 +149,7 @@ def steps_of(plan: BuildPlan, record: BuildRecord) -> Iterator[Step]:
         )
     if plan.engine:
         engine = f"{plan.record.get('engine', '')} {plan.record.get('engine_version', '')}".strip()
-        options = {name: public(value) for name, value in plan.engine.items() if name != "engine"}
+        options = {name: value for name, value in public(plan.engine).items() if name != "engine"}
         yield Step(
             "Every sentence was spoken by itself, with silence behind it up to a whole number of frames. A "
             "story or a pair of items has one speaker in all languages.",

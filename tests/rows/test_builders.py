@@ -2,6 +2,7 @@
 
 import errno
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -18,7 +19,7 @@ from hf_clsi.rows.plan import BuildPlan, drafts_path
 from hf_clsi.rows.running import run_shards
 from hf_clsi.rows.shards import read_rows
 from hf_clsi.rows.writers import write_slamkit_folder
-from hf_clsi.speech.audio import read_audio, write_audio
+from hf_clsi.speech.audio import encode_audio, read_audio, write_audio
 from hf_clsi.units.encode import encode_waveforms, load_audio_tokenizer
 
 STORIES = BuildSettings(
