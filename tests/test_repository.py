@@ -129,7 +129,7 @@ def test_optional_packages_are_imported_only_where_they_are_used():
     optional = import_names(OPTIONAL) - import_names(DEPENDENCIES)
     assert optional == {"openai", "sentencepiece", "datatrove"}
     for path in (ROOT / "hf_clsi").rglob("*.py"):
-        if path.name == "cluster.py":  # as a whole of use only with datatrove, and says so
+        if path.name in ("cluster.py", "executors.py"):  # of use only with datatrove, and say so
             continue
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
             names = [alias.name for alias in getattr(node, "names", [])]
@@ -149,7 +149,9 @@ def test_everything_that_the_examples_import_comes_with_the_package():
 
 @pytest.mark.parametrize("folder", ["tests", "benchmarks"])
 def test_everything_that_tests_and_benchmarks_import_is_declared(folder):
-    assert imported_by(folder) - import_names(DEPENDENCIES + DEVELOPMENT) == set()
+    siblings = {path.stem for path in (ROOT / folder).rglob("*.py")}  # scripts that import one another
+    undeclared = imported_by(folder) - import_names(DEPENDENCIES + DEVELOPMENT) - siblings
+    assert undeclared - {"ray"} == set()  # too large for the suite: its one test skips where it is not there
 
 
 def test_every_dependency_has_its_reason_beside_it():

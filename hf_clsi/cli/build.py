@@ -173,7 +173,7 @@ def add_parser(commands: argparse._SubParsersAction, parents: list[argparse.Argu
     work.add_argument(
         "--executor",
         choices=("local", "slurm", "ray"),
-        help="make the shards as tasks of datatrove on this machine, by Slurm or by Ray (docs/datasets.md)",
+        help="make the shards as tasks of datatrove on this machine, by Slurm or by Ray (docs/cluster.md)",
     )
     work.add_argument(
         "--executor-option",
@@ -240,7 +240,7 @@ def run(arguments: argparse.Namespace) -> int | None:
             settings,
             folder,
             executor=arguments.executor,
-            workers=arguments.num_processes or -1,
+            workers=-1 if arguments.num_processes is None else arguments.num_processes,
             options=dict(arguments.executor_option),
             **common,
         )

@@ -36,7 +36,8 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line (None: that of the process) and return its exit code.
 
-    Errors that a user can mend (ValueError, RuntimeError, OSError) become one line on stderr.
+    Errors that a user can mend (ValueError, RuntimeError, OSError, and the ImportError that says which
+    package to install) become one line on stderr.
 
     Raises:
         SystemExit: by argparse, with code 0 after --help and 2 after wrong usage.
@@ -45,7 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     with log_on_stderr():
         try:
             return arguments.run(arguments) or 0
-        except (ValueError, RuntimeError, OSError) as error:
+        except (ValueError, RuntimeError, OSError, ImportError) as error:
+            if getattr(error, "name", None) is not None:  # of the import system: a fault of the installation
+                raise
             if arguments.debug:
                 traceback.print_exc()
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr)

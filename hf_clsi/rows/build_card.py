@@ -30,8 +30,8 @@ UNKNOWN = (
 )
 #: Settings of engines and translators that say how they are reached, not what they say.
 _OF_THIS_PLACE = {
-    "api_key_variable", "backoff_s", "base_url", "cache", "concurrency", "device", "max_wait_s", "num_threads",
-    "python", "retries", "timeout_s",
+    "api_key_variable", "backoff_s", "base_url", "cache", "concurrency", "device", "max_wait_s",
+    "num_threads", "python", "retries", "timeout_s",
 }  # fmt: skip
 #: Licences of synthesizers that do not extend to what they say.
 _OF_THE_PROGRAM_ONLY = {"GPL-3.0-or-later"}

@@ -31,6 +31,11 @@ def lock(folder: str | Path) -> Iterator[None]:
                 f"another build is at work in {folder} ({file.read().strip() or 'unknown process'}); wait "
                 "for it, or name another folder"
             ) from None
+        except OSError as error:
+            raise RuntimeError(
+                f"{path.parent} lies on a file system that cannot lock files ({error.strerror}); build into "
+                "a folder on another one, or have its administrator turn on locks"
+            ) from error
         file.truncate(0)
         file.write(f"process {os.getpid()} on {os.uname().nodename}")
         file.flush()

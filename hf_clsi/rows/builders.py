@@ -47,6 +47,7 @@ from .build_folder import check_place, clear_disk_errors, lock, remove_build, re
 from .drafting import GRAMMAR, PAIR_DATASETS, drafts_by_split, is_recordings
 from .drafts import Draft, Side, read_drafts
 from .finishing import finish
+from .launches import refuse_while_launched
 from .jobs import Tools, is_recorded, on_16_bit_grid, translate_drafts
 from .plan import BUILD_FOLDER, BuildPlan, BuildRecord, drafts_path, plan_path, write_json
 from .readers import read_recording
@@ -181,6 +182,7 @@ def build(
     """
     folder = Path(output_dir)
     with clear_disk_errors(folder), lock(folder):
+        refuse_while_launched(folder)
         plan = prepare(settings, folder, device=device, overwrite=overwrite, progress=progress)
         run_shards(plan, folder, num_processes, num_workers, device, progress)
         return finish(folder)

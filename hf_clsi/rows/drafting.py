@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..text.cloze_files import ClozeText, read_cloze_texts, swap_endings
@@ -170,8 +171,13 @@ def _recorded_items(settings: BuildSettings, drops: Drops) -> Iterator[Draft] | 
     options: dict[str, Any] = {"language": settings.source_language}
     if name != "spoken-swag":
         options["task"] = settings.dataset.removeprefix("spoken-")
-    drafts = READERS[name](settings.source, drops, **options)
+    drafts = READERS[name](_place_of(settings.source), drops, **options)
     return drafts if settings.num_items is None else islice(drafts, settings.num_items)
+
+
+def _place_of(source: str) -> str:
+    """A Hub id as it is, a path in full: the drafts name files, and shards are made from anywhere."""
+    return str(Path(source).resolve()) if Path(source).exists() else source
 
 
 def is_recordings(source: str) -> bool:
@@ -196,7 +202,7 @@ def _pairs(settings: BuildSettings, drops: Drops) -> dict[str, Iterable[Draft]]:
     for subset in ("dev", "test"):
         try:
             drafts = read_zerospeech(
-                settings.source, drops, task=task, subset=subset, language=settings.source_language
+                _place_of(settings.source), drops, task=task, subset=subset, language=settings.source_language
             )
         except FileNotFoundError as error:
             problems.append(str(error))

@@ -1,6 +1,7 @@
 """The command line: help of every command, exit codes, and what reaches the functions behind it."""
 
 import ast
+import importlib
 import sys
 import types
 from pathlib import Path
@@ -121,7 +122,7 @@ def test_reproduce_has_defaults(reproduce):
     }
 
 
-@pytest.mark.parametrize("error", [ValueError, RuntimeError, FileExistsError])
+@pytest.mark.parametrize("error", [ValueError, RuntimeError, FileExistsError, ImportError])
 def test_an_error_is_one_line_and_exit_code_1(reproduce, capsys, error):
     def fail(*arguments, **options):
         raise error("first line\nsecond line; do this instead")
@@ -140,6 +141,15 @@ def test_a_fault_of_ours_is_not_dressed_up(reproduce):
 
     reproduce.reproduce = fail
     with pytest.raises(KeyError):
+        main(["reproduce", "--output-dir", "x"])
+
+
+def test_a_broken_installation_is_not_dressed_up_either(reproduce):
+    def fail(*arguments, **options):
+        importlib.import_module("no_such_module_at_all")
+
+    reproduce.reproduce = fail
+    with pytest.raises(ModuleNotFoundError):
         main(["reproduce", "--output-dir", "x"])
 
 
