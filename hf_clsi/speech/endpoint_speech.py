@@ -10,6 +10,7 @@ same request may sound a little different the second time; the seed is recorded,
 
 from __future__ import annotations
 
+import ipaddress
 import threading
 import warnings
 from collections.abc import Mapping, Sequence
@@ -56,6 +57,20 @@ class EndpointSpeechWorker(SynthesisWorker):
             raise EndpointError(
                 f"{error}: voice {request.voice!r}, text {request.text!r}", error.status, error.code
             ) from None
+
+
+def public_host(url: str) -> str:
+    """The host of a public service; rows and cards need not know the address of one in a private network.
+
+    >>> public_host("https://api.openai.com/v1"), public_host("http://10.0.0.7:8000/v1")
+    ('api.openai.com', 'a private address')
+    """
+    host = urlsplit(url).hostname or ""
+    try:
+        private = not ipaddress.ip_address(host).is_global
+    except ValueError:  # a name
+        private = "." not in host or host.endswith((".local", ".internal", ".localhost"))
+    return "a private address" if private else host
 
 
 @dataclass(frozen=True)
@@ -113,7 +128,7 @@ class EndpointSpeechEngine(SynthesisEngine):
 
     @property
     def version(self) -> str:
-        return f"{self.model} at {urlsplit(self.endpoint().url).netloc}"
+        return f"{self.model} at {public_host(self.endpoint().url)}"
 
     def settings(self) -> dict:
         names = ("response_format", "speed", "instructions")

@@ -192,6 +192,50 @@ def test_translated_stories(stories, text_file, tmp_path, monkeypatch):
     assert {line["reason"] for line in lines} == {"refused", "wrong_sentence_count"}
 
 
+def test_translated_and_spoken_by_endpoints(misbehaving_server, text_file, tmp_path, monkeypatch):
+    """The paper's route with a server in the place of GPT-4 and of the voices; some of its answers fail."""
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-planted-secret-of-the-test")
+    waveform = (0.3 * np.sin(np.arange(9_600) / 9)).astype(np.float32)
+
+    def serve(request):
+        if request.number in (1, 4):
+            return {"status": 500}
+        if request.path.endswith("/audio/speech"):
+            return {"body": encode_audio(waveform, 24_000, "WAV"), "headers": {"Content-Type": "audio/wav"}}
+        told = re.findall(r"^\d+\. (.*)$", request.json["messages"][0]["content"], flags=re.MULTILINE)
+        content = json.dumps({"sentences": [f"({text})" for text in told]})
+        message = {"role": "assistant", "content": content}
+        choice = {"index": 0, "finish_reason": "stop", "message": message}
+        body = {"id": "1", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice]}
+        return {"body": body}
+
+    server = misbehaving_server([serve])
+    quick = {"base_url": server.url, "backoff_s": 0.001}
+    settings = BuildSettings(
+        "tinystories-en-fr",
+        source=text_file([{"text": f"Cat {i} came. It sat."} for i in range(4)]),
+        translator={"engine": "openai", "model": "m", "cache": str(tmp_path / "cache"), **quick},
+        engine={"engine": "openai", "model": "tts", "voices": ["nova"], "licence": "CC0-1.0", **quick},
+        validation_share=0.0,
+        num_units=8,
+    )
+    record = build(settings, tmp_path / "out", progress=False)
+    rows = {row["story_id"]: row for row in read_rows(tmp_path / "out", "train", "units")}
+    assert sorted(row["text_fr"] for row in rows.values())[2] == ["(Cat 2 came.)", "(It sat.)"]
+    assert {(row["voice_en"], row["voice_fr"], row["licence_fr"]) for row in rows.values()} == {
+        ("nova", "nova", "CC0-1.0")
+    }
+    assert record.dropped == {}
+    for path in (tmp_path / "out").rglob("*"):
+        if path.is_file():
+            assert b"sk-planted" not in path.read_bytes(), path
+    for name in ("README.md", "build.json"):
+        assert "127.0.0.1" not in (tmp_path / "out" / name).read_text()
+    before = len(server.requests)
+    build(settings, tmp_path / "out", progress=False)
+    assert len(server.requests) == before
+
+
 UPPER_CASE = """
 from hf_clsi.text.translation import Translation, Translator
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from hf_clsi.speech.audio import encode_audio
-from hf_clsi.speech.endpoint_speech import EndpointSpeechEngine
+from hf_clsi.speech.endpoint_speech import EndpointSpeechEngine, public_host
 from hf_clsi.speech.synthesis import SynthesisRequest, load_engine, synthesize_many
 
 pytest.importorskip("openai")
@@ -165,7 +165,10 @@ def test_the_record_names_model_server_voice_and_licence(misbehaving_server):
     speaks = engine(server, voices=["a", "b"], licence="Apache-2.0", licences={"b": "CC-BY-NC-4.0"})
     record = speaks.record(speaks.request("Hi.", "en", "b", seed=4))
     assert record["engine"] == "openai-compatible"
-    assert record["engine_version"] == f"tts at {server.url.split('/')[2]}"
+    assert record["engine_version"] == "tts at a private address"
+    assert public_host("https://api.openai.com:443/v1") == "api.openai.com"
+    for url in ("http://localhost:8000/v1", "http://gpu7/v1", "http://10.0.0.7/v1", "http://tts.internal/v1"):
+        assert public_host(url) == "a private address"
     assert (record["voice"], record["licence"], record["seed"]) == ("b", "CC-BY-NC-4.0", 4)
     assert record["sampling_rate_hz"] == 24000
     assert speaks.voice_licence("a") == "Apache-2.0"
