@@ -1,4 +1,15 @@
-"""Turns units into rows: what a story, a parallel sentence or a cloze item is, and its Parquet shards."""
+"""Turns units into rows: what a story, a parallel sentence or a cloze item is, and its Parquet shards.
+
+| what for | files |
+|---|---|
+| rows and shards | schema, shards |
+| building from texts or peers' recordings | builders; in order: drafting (drafts, readers), plan, jobs, finishing |
+| ... on this machine, or on many | running (worker), or cluster (executors, launches); build_folder |
+| building from paired recordings | recordings, encoding (encoded), parallel_prompts |
+| cards | cards, build_card |
+| checking | validate (validation/) |
+| for peers | writers |
+"""
 
 from .schema import (
     check_row,
