@@ -3,7 +3,7 @@
 | what for | files |
 |---|---|
 | rows and shards | schema, shards |
-| building from texts or peers' recordings | builders; in order: drafting (drafts, readers), plan, jobs, finishing |
+| building from texts or recordings of peers | builders; drafting (drafts, readers), plan, jobs, finishing |
 | ... on this machine, or on many | running (worker), or cluster (executors, launches); build_folder |
 | building from paired recordings | recordings, encoding (encoded), parallel_prompts |
 | cards | cards, build_card |
