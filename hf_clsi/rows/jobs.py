@@ -13,13 +13,14 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..speech.audio import AudioError, encode_audio, read_audio, resample
+from ..speech.audio import AudioError, encode_audio, one_thread, read_audio, resample
 from ..speech.synthesis import (
     SynthesisEngine,
     SynthesisRequest,
@@ -44,6 +45,7 @@ from .readers import read_recording, recording_name
 from .shards import open_shards
 
 PORTION_CLIPS = 400  # sentences in memory at a time, as waveforms
+HOPELESS_DRAFTS = 3  # none of so many could be spoken: it is the engine
 PORTION_STORIES = 64  # stories that a translator is given at a time
 BATCH_SECONDS = 60.0  # audio that goes through the tokenizer at once
 _FULL_SCALE = 32768
@@ -221,14 +223,14 @@ class ShardJob:
                 return
             # One sentence that cannot be spoken must not cost the others, nor may an engine that speaks
             # nothing at all empty the dataset story by story.
-            before = len(self.drops)
-            for draft in drafts:
+            before, hopeless = len(self.drops), min(HOPELESS_DRAFTS, len(drafts))
+            for tried, draft in enumerate(drafts, 1):
                 self._synthesize([draft])
-            if len(self.drops) - before == len(drafts):
-                raise RuntimeError(
-                    f"{self.tools.engine.name} spoke none of {len(drafts)} drafts, the first being "
-                    f"{drafts[0].id!r}: {error}"
-                ) from error
+                if tried == hopeless == len(self.drops) - before:
+                    raise RuntimeError(
+                        f"{self.tools.engine.name} spoke none of {tried} drafts, the first being "
+                        f"{drafts[0].id!r}: {error}"
+                    ) from error
             return
         remaining = iter(clips)
         for draft in drafts:
@@ -373,7 +375,8 @@ def encode_clips(clips: Sequence[Clip], tokenizer: Any) -> None:
     """Give each clip its units, encoded from its own waveform alone."""
     rate = sampling_rate_of(tokenizer)
     waveforms = [resample(clip.waveform, clip.sampling_rate_hz, rate) for clip in clips]
-    units = encode_waveforms(waveforms, tokenizer, BATCH_SECONDS, progress=False)
+    with one_thread() if tokenizer.config.model_type == "clsi_units" else nullcontext():  # Mimi is larger
+        units = encode_waveforms(waveforms, tokenizer, BATCH_SECONDS, progress=False)
     for clip, each in zip(clips, units, strict=True):
         clip.units = each
 

@@ -17,12 +17,18 @@ import io
 import math
 import os
 import struct
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from fractions import Fraction
+from functools import lru_cache
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 import soundfile
+
+if TYPE_CHECKING:
+    import torch
 
 # Frames decoded or encoded per call: libsndfile overflows its stack on long Vorbis writes.
 BLOCK_FRAMES = 1 << 16
@@ -223,26 +229,48 @@ def resample(waveform: np.ndarray, from_hz: int, to_hz: int) -> np.ndarray:
     waveform = np.asarray(waveform, dtype=np.float32)
     if from_hz == to_hz:
         return waveform.copy()
-    import torch  # here, since reading a file at its own rate needs no torch
-    from torchaudio.functional import resample as torchaudio_resample
+    import torch  # here and below, since reading a file at its own rate needs no torch
 
     ratio = Fraction(int(to_hz), int(from_hz))
     if ratio.numerator * ratio.denominator > MAX_KERNEL_SIZE:
         ratio = ratio.limit_denominator(4000)
     length = math.ceil(Fraction(int(to_hz), int(from_hz)) * waveform.shape[-1])
-    # One thread: for a few seconds of sound several are not faster, and where other processes (speech
-    # synthesis) share the cores they wait for each other: 62 instead of 5 ms a sentence on two busy cores.
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         # torch.tensor copies: from_numpy would warn of arrays that are read-only, as those of datasets are.
-        resampled = torchaudio_resample(torch.tensor(waveform), ratio.denominator, ratio.numerator).numpy()
-    finally:
-        torch.set_num_threads(num_threads)
+        resampled = _resampler(ratio.denominator, ratio.numerator)(torch.tensor(waveform)).numpy()
     if resampled.shape[-1] < length:  # only where the ratio was approximated
         padding = [(0, 0)] * (resampled.ndim - 1) + [(0, length - resampled.shape[-1])]
         return np.pad(resampled, padding)
     return np.ascontiguousarray(resampled[..., :length])
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Have torch compute in one thread, for work of milliseconds.
+
+    For a few seconds of sound several are not faster, and where other processes (speech synthesis) share the
+    cores they wait for each other: 62 instead of 5 ms to resample a sentence on two busy cores.
+    """
+    import torch
+
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(num_threads)
+
+
+@lru_cache(maxsize=4)
+def _resampler(from_hz: int, to_hz: int) -> Callable[[torch.Tensor], torch.Tensor]:
+    """With its kernel, which takes longer to compute than to apply to a sentence, and up to 64 MB.
+
+    In float32, as `torchaudio.functional.resample` computes it: the samples are the same to the last bit.
+    """
+    import torch
+    from torchaudio.transforms import Resample
+
+    return Resample(from_hz, to_hz, dtype=torch.float32)
 
 
 def trim_silence(

@@ -6,6 +6,7 @@ import torch
 
 from hf_clsi.configuration_clsi_units import ClsiUnitsConfig
 from hf_clsi.modeling_clsi_units import ClsiUnitsModel
+from hf_clsi.units import encode
 from hf_clsi.units.encode import (
     buckets,
     encode_waveforms,
@@ -94,6 +95,70 @@ def test_mimi_gives_its_first_codebook(mimi):
     codes = mimi.encode(torch.from_numpy(clip)[None, None]).audio_codes  # all four codebooks
     assert codes.shape == (1, 4, 10)
     assert encode_waveforms([clip], mimi, progress=False)[0].tolist() == codes[0, 0].tolist()
+
+
+def whole_frames(clip):
+    return np.pad(clip, (0, -len(clip) % 1920))
+
+
+def latents(mimi, encode):
+    """What reaches the first codebook of a Mimi while `encode` runs, [B, 8, F] of every call."""
+    held = []
+    projection = mimi.quantizer.semantic_residual_vector_quantizer.input_proj
+    hook = projection.register_forward_hook(lambda module, inputs, output: held.append(output))
+    try:
+        encode()
+    finally:
+        hook.remove()
+    return held
+
+
+@pytest.mark.parametrize("large_weight", [0, 1 << 18])  # as products of matrices, and by oneDNN
+@pytest.mark.parametrize("piece_frames", [(3, 24), (1, 2)])
+def test_mimi_in_pieces_gives_the_latents_of_its_own_encode(mimi, monkeypatch, large_weight, piece_frames):
+    monkeypatch.setattr(encode, "LARGE_WEIGHT", large_weight)
+    monkeypatch.setattr(encode, "PIECE_FRAMES", piece_frames)
+    monkeypatch.setattr(encode, "ELU_BLOCK", 1000)
+    clips = noises([55 * 1920, 24 * 1920 + 1, 5000, 1])  # 55, 25, 3 frames and 1
+    # In batches of two, as many as fit, and one by one.
+    batched = latents(mimi, lambda: encode_waveforms(clips, mimi, 1000.0, progress=False))
+    alone = latents(mimi, lambda: [encode_waveforms([clip], mimi, progress=False) for clip in clips])
+    assert [len(batch) for batch in batched] == [2, 2] and [len(batch) for batch in alone] == [1] * 4
+    batched = [row for batch in batched for row in batch]
+    for clip, together, single in zip(clips, batched, alone, strict=True):
+        padded = torch.from_numpy(whole_frames(clip))[None, None]
+        with torch.no_grad():
+            (own,) = latents(mimi, lambda padded=padded: mimi.encode(padded))
+        assert single.shape == own.shape
+        scale = own.abs().max()
+        assert (single - own).abs().max() < 2e-5 * scale
+        assert (together[:, : own.shape[2]] - own[0]).abs().max() < 2e-5 * scale
+
+
+def test_a_mimi_on_a_cpu_is_not_run_by_its_own_encode(mimi, monkeypatch):
+    # Or the test above would compare it with itself.
+    monkeypatch.setattr(mimi, "encode", None)
+    assert len(encode_waveforms(noises([5000]), mimi, progress=False)[0]) == 3
+
+
+@pytest.mark.parametrize(
+    "change", [{"use_conv_shortcut": True}, {"num_residual_layers": 2}, {"pad_mode": "reflect"}]
+)
+def test_a_mimi_of_other_convolutions_runs_as_it_is(mimi, change):
+    torch.manual_seed(0)
+    other = type(mimi)(type(mimi.config)(**{**mimi.config.to_dict(), **change})).eval()
+    codebook = other.quantizer.semantic_residual_vector_quantizer.layers[0].codebook
+    codebook.embed_sum.normal_(std=0.1)
+    clip = whole_frames(noises([40000])[0])
+    with torch.no_grad():
+        expected = other.encode(torch.from_numpy(clip)[None, None]).audio_codes[0, 0]
+    assert encode_waveforms([clip], other, progress=False)[0].tolist() == expected.tolist()
+
+
+def test_a_mimi_can_be_trained_after_it_encoded(mimi):
+    encode_waveforms(noises([5000]), mimi, progress=False)
+    codebook = mimi.quantizer.semantic_residual_vector_quantizer.layers[0].codebook
+    assert not codebook.embed.is_inference()  # kept from then on, and autograd refuses such tensors
 
 
 def test_what_a_tokenizer_says_of_itself(embedded, mimi):
