@@ -47,8 +47,8 @@ from .build_folder import check_place, clear_disk_errors, lock, remove_build, re
 from .drafting import GRAMMAR, PAIR_DATASETS, drafts_by_split, is_recordings
 from .drafts import Draft, Side, read_drafts
 from .finishing import finish
-from .launches import refuse_while_launched
 from .jobs import Tools, is_recorded, on_16_bit_grid, translate_drafts
+from .launches import refuse_while_launched
 from .plan import BUILD_FOLDER, BuildPlan, BuildRecord, drafts_path, plan_path, write_json
 from .readers import read_recording
 from .running import run_shards
