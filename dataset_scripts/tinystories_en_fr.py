@@ -6,9 +6,7 @@
 What follows the route goes to `hf-clsi build tinystories-en-fr`. The miniature's card is beside this file.
 """
 
-import sys
-
-from hf_clsi.cli.main import main
+from routes import build_by_route
 
 ROUTES = {
     # Built-in grammar, espeak-ng, embedded audio tokenizer: everything is here, nothing is downloaded.
@@ -25,6 +23,4 @@ ROUTES = {
 }  # fmt: skip
 
 if __name__ == "__main__":
-    if len(sys.argv) < 2 or sys.argv[1] not in ROUTES:
-        sys.exit(f"usage: {sys.argv[0]} {{{','.join(ROUTES)}}} [options of hf-clsi build]")
-    sys.exit(main(["build", "tinystories-en-fr", *ROUTES[sys.argv[1]], *sys.argv[2:]]))
+    build_by_route("tinystories-en-fr", ROUTES)

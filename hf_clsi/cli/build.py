@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .encode import comma_list
+from .encode import add_tokenizer_options, comma_list
 from .reproduce import setting
 
 if TYPE_CHECKING:
@@ -126,18 +126,7 @@ def add_parser(commands: argparse._SubParsersAction, parents: list[argparse.Argu
         help="keep the speech beside its units (default: for benchmarks and recordings, not for stories)",
     )
 
-    tokenizer = parser.add_argument_group("audio tokenizer")
-    tokenizer.add_argument(
-        "--audio-tokenizer",
-        metavar="NAME_OR_PATH",
-        help="Hub id, or folder of a tokenizer, of a model or of a dataset that has one (default: fitted on "
-        "this speech with the options below, in DIR/audio_tokenizer)",
-    )
-    tokenizer.add_argument("--num-units", type=int, default=64, help="(default: %(default)s)")
-    tokenizer.add_argument(
-        "--frame-rate", type=float, choices=(12.5, 25.0, 50.0), default=12.5, help="(default: %(default)s)"
-    )
-    tokenizer.add_argument("--duration-penalty", type=float, default=0.0, help="(default: %(default)s)")
+    add_tokenizer_options(parser, "DIR/audio_tokenizer, fitted on this speech with the options below")
 
     verifier = parser.add_argument_group("voices")
     verifier.add_argument(

@@ -56,28 +56,9 @@ def add_parser(commands: argparse._SubParsersAction, parents: list[argparse.Argu
     )
     parser.add_argument("--overwrite", action="store_true", help="replace the split if it is there")
 
-    tokenizer = parser.add_argument_group("audio tokenizer")
-    tokenizer.add_argument(
-        "--audio-tokenizer",
-        metavar="NAME_OR_PATH",
-        help="Hub id or folder of a ClsiUnitsModel or MimiModel, or of a model that carries one (default: "
-        "DIR/audio_tokenizer, which is fitted on INPUT for the first split, with the options below)",
-    )
-    tokenizer.add_argument(
-        "--num-units", type=int, default=64, help="size of its codebook (default: %(default)s)"
-    )
-    tokenizer.add_argument(
-        "--frame-rate",
-        type=float,
-        choices=(12.5, 25.0, 50.0),
-        default=12.5,
-        help="its units a second (default: %(default)s)",
-    )
-    tokenizer.add_argument(
-        "--duration-penalty",
-        type=float,
-        default=0.0,
-        help="price of a change of unit; above 0, units last longer (default: %(default)s)",
+    tokenizer = add_tokenizer_options(
+        parser,
+        "DIR/audio_tokenizer, which is fitted on INPUT for the first split, with the options below",
     )
     tokenizer.add_argument("--seed", type=int, default=0, help="of the fit (default: %(default)s)")
 
@@ -90,6 +71,34 @@ def add_parser(commands: argparse._SubParsersAction, parents: list[argparse.Argu
     )
     work.add_argument("--device", help="where to encode, for example cuda (default: cpu)")
     parser.set_defaults(run=run)
+
+
+def add_tokenizer_options(parser: argparse.ArgumentParser, default: str) -> argparse._ArgumentGroup:
+    """The options that name an audio tokenizer, or say which one to fit."""
+    group = parser.add_argument_group("audio tokenizer")
+    group.add_argument(
+        "--audio-tokenizer",
+        metavar="NAME_OR_PATH",
+        help="Hub id or folder of a ClsiUnitsModel or MimiModel, or of a model or a dataset that carries one "
+        f"(default: {default})",
+    )
+    group.add_argument(
+        "--num-units", type=int, default=64, help="size of its codebook (default: %(default)s)"
+    )
+    group.add_argument(
+        "--frame-rate",
+        type=float,
+        choices=(12.5, 25.0, 50.0),
+        default=12.5,
+        help="its units a second (default: %(default)s)",
+    )
+    group.add_argument(
+        "--duration-penalty",
+        type=float,
+        default=0.0,
+        help="price of a change of unit; above 0, units last longer (default: %(default)s)",
+    )
+    return group
 
 
 def run(arguments: argparse.Namespace) -> None:
