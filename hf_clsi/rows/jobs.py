@@ -45,6 +45,8 @@ from .readers import read_recording, recording_name
 from .shards import open_shards
 
 PORTION_CLIPS = 400  # sentences in memory at a time, as waveforms
+RECORDING_IN_SENTENCES = 8  # what a recording counts in a portion
+SENTENCE_CHARACTERS = 150  # a sentence that is longer counts twice, and so on
 HOPELESS_DRAFTS = 3  # none of so many could be spoken: it is the engine
 PORTION_STORIES = 64  # stories that a translator is given at a time
 BATCH_SECONDS = 60.0  # audio that goes through the tokenizer at once
@@ -465,12 +467,15 @@ def _clips(draft: Draft) -> Iterator[Clip]:
 
 
 def _portions(drafts: Iterable[Draft]) -> Iterator[list[Draft]]:
-    """Drafts in lists of about PORTION_CLIPS sentences."""
+    """Drafts in lists of about PORTION_CLIPS sentences; fewer where they are long."""
     portion: list[Draft] = []
     sentences = 0
     for draft in drafts:
         portion.append(draft)
-        sentences += sum(len(side.texts) for side in draft.sides.values())
+        for side in draft.sides.values():
+            # A recording may be a whole story, and its length is not known before it is read.
+            recorded = len(side.recordings or ()) * RECORDING_IN_SENTENCES
+            sentences += recorded or sum(1 + len(text) // SENTENCE_CHARACTERS for text in side.texts)
         if sentences >= PORTION_CLIPS:
             yield portion
             portion, sentences = [], 0
