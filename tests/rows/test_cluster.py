@@ -166,7 +166,7 @@ def test_a_shard_that_fails_leaves_the_others_and_a_rerun_completes(
 ):
     service.fail(4, 5, 6, 7)
     message = (
-        r"1 of 4 shards are missing; 1 failed, the first being train 1 on \S+: tones spoke none of 4 drafts, "
+        r"1 of 4 shards are missing; 1 failed, the first being train 1 on \S+: tones spoke none of 3 drafts, "
         r"the first being 's4': 503 for 'It saw number4 there\.' with a key\. The others are kept; the same "
         r"command makes those that are missing\. Logs: /"
     )
