@@ -1,14 +1,15 @@
 """Turns story rows into packed batches: draws languages, merges units, counts what goes in, fills rows.
 
-The collator holds no random state (see interleave.py) and never changes the rows it is given. Work that is
-done for every unit is done by numpy; Python loops run over rows and sentences only.
+The collator holds no random state (see interleave.py) and never changes the rows it is given. All work on
+units and sentences is done by numpy on flat arrays (stories.py); Python loops run over the documents of a
+packing, and over the sentences of rows that come as lists.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,13 +17,16 @@ import torch
 from transformers import TrainerCallback
 
 from ..units.runs import collapse_ragged, run_lengths
-from .interleave import WHOLE_DOCUMENT, check_weights, draw_languages, story_key
-from .packing import (
-    build_documents,
-    concatenate,
-    fill_rows,
-    pack_best_fit,
-    split_long_documents,
+from .interleave import WHOLE_STORY, Switching, check_weights, draw_document_languages, draw_story_languages
+from .packing import IGNORED_LABEL, Layout, fill_rows, lay_out, split_long_documents
+from .stories import (
+    ANY_LANGUAGE,
+    NO_LIMIT,
+    Documents,
+    ListedStories,
+    StoryTable,
+    is_arrow,
+    listed_documents,
     spread,
 )
 
@@ -32,58 +36,67 @@ if TYPE_CHECKING:
 MODES = ("interleaved", "monolingual", "mixed")
 PACKINGS = ("best_fit", "concatenate")
 SEPARATORS = ("none", "bos", "eos")
-_NO_LIMIT = np.iinfo(np.int64).max
+#: What a schedule may change from an epoch on.
+SCHEDULED = ("mode", "language", "weights", "switch_every", "switch_probability", "start_language")
+#: What the collator adds on request and no model takes; see `InterleavingDataCollator`.
+ACCOUNTS = ("token_counts", "switch_counts", "languages")
 
 
-@dataclass(slots=True)
-class _Document:
-    """One row as read, before its languages are drawn; lists hold one entry a language, None if unused."""
+@dataclass(frozen=True)
+class _Policy:
+    """How languages are chosen in some epochs."""
 
-    story: str
-    key: int
-    epoch: int
-    limit: int  # max_tokens
-    language: int | None  # the only language, where one is asked for
-    size: list[int]  # [L] sentences
-    columns: list[Any]  # [L] the sentences: tokens, or else raw units
-    is_raw: list[bool]  # [L] `columns` holds raw units, still to be merged
-    raw_columns: list[Any]  # [L] the raw units, None where the row has tokens only
+    mode: str
+    language: int | None  # of "monolingual"
+    weights: np.ndarray  # [L]
+    switching: Switching
+    drawable: tuple[int, ...]  # languages that a draw may give: rows must have them
+
+    @property
+    def by_story(self) -> bool:
+        """One draw a document."""
+        return self.mode == "mixed" or self.switching.every == WHOLE_STORY
 
 
-@dataclass(slots=True)
-class _Chosen:
-    """The sentences drawn from a batch of rows: S sentences in D documents."""
+@dataclass(frozen=True)
+class PackedRows:
+    """A batch whose rows are laid out but not yet filled; see `InterleavingDataCollator.arrange`.
 
-    documents: list[_Document]
-    counts: list[int]  # [D] sentences
-    languages: list[int]  # [S]
-    sentences: list[Any]  # [S] arrays or lists
+    Attributes:
+        layout: where everything stands.
+        values, starts: the tokens, and where in them each of the layout's sentences (and parts of sentences)
+            begins.
+        languages: `[S]` language index of each, in the layout's order.
+        account: `[S, 3]` tokens, raw units and sentences (1, or 0 for the later parts of one) that begin
+            there; None without `return_counts`.
+        switches: `[S, 2]` 1 where the border before the sentence is a switch, and where there is such a
+            border; None without `return_counts`.
+    """
 
-    def is_raw(self) -> list[bool]:
-        """`[S]`: the sentence is raw units."""
-        flags: list[bool] = []
-        start = 0
-        for document, count in zip(self.documents, self.counts, strict=True):
-            flags += [document.is_raw[language] for language in self.languages[start : start + count]]
-            start += count
-        return flags
+    collator: InterleavingDataCollator
+    layout: Layout
+    values: np.ndarray
+    starts: np.ndarray
+    languages: np.ndarray
+    account: np.ndarray | None
+    switches: np.ndarray | None
 
-    def place(self, sentence: int) -> tuple[_Document, int]:
-        """The document of a sentence and the sentence's index in it."""
-        offsets = np.cumsum([0, *self.counts])
-        document = int(np.searchsorted(offsets, sentence, side="right")) - 1
-        return self.documents[document], sentence - int(offsets[document])
+    @property
+    def num_rows(self) -> int:
+        return self.layout.num_rows
 
-    def name(self, sentence: int) -> str:
-        """'story X, sentence i' for error messages."""
-        document, index = self.place(sentence)
-        return f"story {document.story!r}, sentence {index}"
+    def part(self, index: int, parts: int) -> dict[str, Any]:
+        """Rows of part `index` of `parts` contiguous, nearly equal shares; see `batch`."""
+        return self.batch(index * self.num_rows // parts, (index + 1) * self.num_rows // parts)
 
-    def raw(self, sentence: int) -> Any:
-        """The raw units of a sentence, or None."""
-        document, index = self.place(sentence)
-        column = document.raw_columns[self.languages[sentence]]
-        return None if column is None else column[index]
+    def batch(self, first_row: int = 0, last_row: int | None = None) -> dict[str, Any]:
+        """The batch of some rows, as `InterleavingDataCollator` describes it.
+
+        No rows at all become one row of padding, from which nothing is learned, so that every process has a
+        forward. A sentence is counted where it begins.
+        """
+        last_row = self.num_rows if last_row is None else last_row
+        return self.collator._batch(self, first_row, last_row)
 
 
 class InterleavingDataCollator:
@@ -101,7 +114,8 @@ class InterleavingDataCollator:
       - `max_tokens` (int): the document's sentences are cut to that many tokens in all (special tokens not
         counted); a budget ends exactly this way. A document that was cut gets no EOS, since its story does
         not end there.
-    Optional keys that are None count as absent.
+    Optional keys that are None count as absent. Instead of a list of rows, a batch may come as a pyarrow
+    Table or RecordBatch with these columns, or as a `StoryTable`; no unit then passes through Python.
 
     The batch holds `input_ids`, `labels` and `position_ids`, each `[R, T]` int64; R depends on how full the
     rows are. With `isolate`, documents are kept apart by position ids that restart, with no attention_mask:
@@ -118,19 +132,35 @@ class InterleavingDataCollator:
         merges: byte-pair merges of units (hf_clsi.units.merges.UnitMerges), or None.
         max_length: T, tokens a row.
         seed: of the language draw.
-        mode: "interleaved" (one draw a sentence), "mixed" (one draw a document) or "monolingual".
+        mode: "interleaved" (languages switch inside a document), "mixed" (one draw a document) or
+            "monolingual".
         weights: one weight a language for the draw; equal when None.
         language: the language of "monolingual".
+        switch_every, switch_probability, start_language: how "interleaved" switches, see `Switching`; the
+            defaults draw for every sentence, as in arXiv 2512.01865.
+        schedule: what changes from which epoch on, as `{epoch: {"mode": ..., ...}}` with any of mode,
+            language, weights, switch_every, switch_probability and start_language; what an entry leaves out
+            is as given above.
         packing: "best_fit" or "concatenate", see packing.py.
         isolate: keep packed documents apart; False lets attention and positions run over the whole row.
         separator: the special token between sentences: "none", "bos" or "eos".
+        prepend_bos: begin every document (and every part of a split one) with BOS.
         append_eos: end every story with EOS.
         deduplicate: collapse runs of equal units; None takes it from `merges` (False without merges).
         pad_to_max_length: False pads to the longest row only, rounded up to a multiple of 8.
         return_counts: add `token_counts`, `[L, 3]` int64: for every language the tokens (after deduplication
-            and merges), raw units and sentences in this batch, special tokens and pads not counted. The
-            caller takes it out of the batch before the model's forward. A sentence cut by `max_tokens` counts
-            as one sentence, and as the raw units up to the end of its last kept token.
+            and merges), raw units and sentences in this batch, special tokens and pads not counted; and
+            `switch_counts`, `[2]` int64: borders between sentences of a document at which the language
+            changes, and all such borders. A sentence cut by `max_tokens` counts as one sentence, and as the
+            raw units up to the end of its last kept token.
+        return_languages: add `languages`, `[R, T]` int64: the language index of every token, -1 for special
+            tokens and pads.
+        return_flash_attn_kwargs: one row `[1, n]` without pads, and beside it `cu_seq_lens_q`,
+            `cu_seq_lens_k` (int32), `max_length_q` and `max_length_k` of its pieces, as flash attention's
+            varlen kernels take them (transformers' DataCollatorWithFlattening). Needs `isolate`.
+
+    The caller takes `token_counts`, `switch_counts` and `languages` (`ACCOUNTS`) out of the batch before the
+    model's forward; `hf_clsi.training.trainer.InterleavingTrainer` does, and logs them.
 
     Raises:
         ValueError: arguments that contradict each other; in a call, a row that cannot be used (naming its
@@ -164,6 +194,14 @@ class InterleavingDataCollator:
         deduplicate: bool | None = None,
         pad_to_max_length: bool = True,
         return_counts: bool = False,
+        *,
+        prepend_bos: bool = True,
+        switch_every: int | str = 1,
+        switch_probability: float | None = None,
+        start_language: str | None = None,
+        schedule: Mapping[int, Mapping[str, Any]] | None = None,
+        return_languages: bool = False,
+        return_flash_attn_kwargs: bool = False,
     ):
         self.languages = tuple(languages)
         if (
@@ -174,19 +212,9 @@ class InterleavingDataCollator:
             raise ValueError(
                 f"languages must be a list of different codes such as ['en', 'fr'], got {languages!r}"
             )
-        for name, value, allowed in (
-            ("mode", mode, MODES),
-            ("packing", packing, PACKINGS),
-            ("separator", separator, SEPARATORS),
-        ):
+        for name, value, allowed in (("packing", packing, PACKINGS), ("separator", separator, SEPARATORS)):
             if value not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
-        if (mode == "monolingual") != (language is not None):
-            raise ValueError(
-                f"language is for mode 'monolingual' and needed there, got mode {mode!r}, {language=}"
-            )
-        if language is not None:
-            self._language_index(language, "the collator")
         if merges is not None and num_units is not None and merges.num_units != num_units:
             raise ValueError(
                 f"num_units is {num_units} but the merges were learned on {merges.num_units} units"
@@ -198,12 +226,35 @@ class InterleavingDataCollator:
                 f"deduplicate is {deduplicate} but the merges were learned with "
                 f"deduplicate={merges.deduplicate}: leave it out or make them equal"
             )
-        smallest = 2 + bool(append_eos)
+        smallest = 1 + bool(prepend_bos) + bool(append_eos)
         if max_length < smallest:
-            raise ValueError(f"max_length must hold BOS, one token and EOS ({smallest}), got {max_length}")
-        self.weights = check_weights(len(self.languages) if weights is None else weights)
-        if self.weights.size != len(self.languages):
-            raise ValueError(f"got {self.weights.size} weights for {len(self.languages)} languages")
+            needed = ["BOS"] * bool(prepend_bos) + ["one token"] + ["EOS"] * bool(append_eos)
+            *others, last = needed
+            listed = f"{', '.join(others)} and {last}" if others else last
+            raise ValueError(f"max_length must hold {listed} ({smallest}), got {max_length}")
+        if return_flash_attn_kwargs and not isolate:
+            raise ValueError("return_flash_attn_kwargs needs isolate=True: its kernels keep the pieces apart")
+
+        settings = {
+            "mode": mode,
+            "language": language,
+            "weights": weights,
+            "switch_every": switch_every,
+            "switch_probability": switch_probability,
+            "start_language": start_language,
+        }
+        self._policies = [(None, self._policy(settings, "the collator"))]
+        for epoch, changes in sorted((schedule or {}).items()):
+            unknown = set(changes) - set(SCHEDULED)
+            if unknown or int(epoch) != epoch or epoch < 0:
+                raise ValueError(
+                    f"a schedule is {{epoch: settings}} with settings among {', '.join(SCHEDULED)}; got "
+                    f"{epoch!r}: {dict(changes)!r}"
+                )
+            own = {**settings, **changes}
+            if "mode" in changes and changes["mode"] != "monolingual" and "language" not in changes:
+                own["language"] = None
+            self._policies.append((int(epoch), self._policy(own, f"the schedule from epoch {epoch} on")))
 
         self.num_units = int(merges.num_units if num_units is None else num_units)
         self.merges = merges
@@ -214,19 +265,47 @@ class InterleavingDataCollator:
         self.max_length = int(max_length)
         self.seed = int(seed)
         self.mode = mode
+        self.weights = self._policies[0][1].weights
         self.language = language
         self.packing = packing
         self.isolate = isolate
         self.separator = separator
+        self.prepend_bos = prepend_bos
         self.append_eos = append_eos
         self.deduplicate = bool(merges.deduplicate if merges is not None else deduplicate)
         self.pad_to_max_length = pad_to_max_length
         self.return_counts = return_counts
-        self._column_names = [(f"tokens_{code}", f"units_{code}") for code in self.languages]
-        # Languages of weight 0 are never drawn, so rows may lack them.
-        self._drawable = tuple(np.flatnonzero(self.weights).tolist())
+        self.return_languages = return_languages
+        self.return_flash_attn_kwargs = return_flash_attn_kwargs
         # A shared tensor, so that dataloader workers that are alive over several epochs see the new one.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    def _policy(self, settings: Mapping[str, Any], where: str) -> _Policy:
+        mode, language = settings["mode"], settings["language"]
+        if mode not in MODES:
+            raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
+        if (mode == "monolingual") != (language is not None):
+            raise ValueError(
+                f"language is for mode 'monolingual' and needed there, got mode {mode!r}, {language=}"
+            )
+        index = None if language is None else self._language_index(language, where)
+        weights = settings["weights"]
+        weights = check_weights(len(self.languages) if weights is None else weights)
+        if weights.size != len(self.languages):
+            raise ValueError(f"got {weights.size} weights for {len(self.languages)} languages")
+        switching = Switching(
+            settings["switch_every"], settings["switch_probability"], settings["start_language"]
+        )
+        if mode != "interleaved" and switching != Switching():
+            raise ValueError(
+                "switch_every, switch_probability and start_language are for mode 'interleaved', got "
+                f"{mode!r}"
+            )
+        # Languages of weight 0 are never drawn, so rows may lack them.
+        drawable = set(np.flatnonzero(weights).tolist())
+        if switching.start is not None:
+            drawable.add(self._language_index(switching.start, where))
+        return _Policy(mode, index, weights, switching, tuple(sorted(drawable)))
 
     @property
     def epoch(self) -> int:
@@ -242,273 +321,367 @@ class InterleavingDataCollator:
         """The token between sentences; None for "none"."""
         return {"none": None, "bos": self.bos_token_id, "eos": self.eos_token_id}[self.separator]
 
-    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+    def __call__(self, rows: Sequence[Mapping[str, Any]] | StoryTable | Any) -> dict[str, Any]:
         if not len(rows):
             raise ValueError("a batch needs at least one row, got none")
-        chosen = self._choose(rows)
-        tokens, lengths = self._tokenize(chosen)
-        offsets = np.concatenate([[0], np.cumsum(chosen.counts)]).astype(np.int64)
-        languages = np.array(chosen.languages, dtype=np.int64)
-        full_lengths = lengths
-        kept = np.arange(lengths.size)  # [S] indices into `chosen`
-        complete = np.ones(len(rows), dtype=bool)
-        limits = np.array([document.limit for document in chosen.documents], dtype=np.int64)
-        if (limits < _NO_LIMIT).any():
-            tokens, lengths, offsets, kept, complete = _cut(tokens, lengths, offsets, limits)
+        if isinstance(rows, StoryTable):
+            return self.collate(rows)
+        if is_arrow(rows):
+            return self.collate(StoryTable.from_arrow(rows, self.languages), self._arrow_documents(rows))
+        table = ListedStories(rows, self.languages)
+        return self.collate(table, listed_documents(rows, self.languages, self.epoch))
 
-        batch = self._pack(tokens, lengths, offsets, complete)
+    def collate(
+        self,
+        table: StoryTable,
+        documents: Documents | None = None,
+        part: tuple[int, int] | None = None,
+    ) -> dict[str, Any]:
+        """The batch of some documents of a table, or a part of its rows.
+
+        Args:
+            table: the stories.
+            documents: what to make of them; None: every story of the table once, in the collator's epoch.
+            part: (index, number of parts): the batch is packed as a whole, the same for every part, and only
+                that contiguous share of its rows is filled and returned. The parts' counts add up to those of
+                the whole.
+        """
+        arranged = self.arrange(table, documents)
+        return arranged.batch() if part is None else arranged.part(*part)
+
+    def arrange(self, table: StoryTable, documents: Documents | None = None) -> PackedRows:
+        """Draws languages and lays out rows, without filling them; arguments as in `collate`.
+
+        Raises:
+            ValueError: no document, or a story that cannot be used.
+        """
+        if documents is None:
+            documents = Documents.whole(len(table), self.epoch)
+        _keep_freed_memory()
+        if not len(documents):
+            raise ValueError("a batch needs at least one document, got none")
+        document, language, sentence, offsets = self._choose(table, documents)
+        values, starts, lengths = table.read(self.languages, language, sentence)
+        if not lengths.all():
+            empty = int(np.flatnonzero(lengths == 0)[0])
+            raise ValueError(
+                f"{self._name(table, documents, document, offsets, empty)}: it is empty, at least 1 unit "
+                "expected"
+            )
+        story = self._stories(documents, document, language)
+        raw = self._is_raw(table, language, story)
+        if raw.any() and (self.merges is not None or self.deduplicate):
+            values, starts, lengths = self._tokenize(
+                values, starts, lengths, raw, lambda i: self._name(table, documents, document, offsets, i)
+            )
+        self._check_range(table, documents, document, offsets, values, starts, lengths, raw)
+
+        kept = np.arange(lengths.size)  # [S'] indices into what was chosen
+        left, complete = lengths, np.ones(len(documents), dtype=bool)
+        if documents.max_tokens.any():
+            left, offsets, kept, complete = _cut(lengths, offsets, documents.max_tokens)
+        account = switches = None
         if self.return_counts:
-            units = self._count_units(chosen, kept, tokens, lengths, full_lengths[kept])
-            per_sentence = np.stack([lengths, units, np.ones_like(units)], axis=1)  # [S, 3]
-            counts = np.zeros((len(self.languages), 3), dtype=np.int64)
-            np.add.at(counts, languages[kept], per_sentence)
-            batch["token_counts"] = counts
-        return {name: torch.from_numpy(array) for name, array in batch.items()}
+            units = self._count_units(
+                table, language[kept], sentence[kept], story[kept], values, starts[kept], left, lengths[kept]
+            )
+            account = np.stack([left, units, np.ones_like(units)], axis=1)
+            switches = _switches(document[kept], language[kept])
+        return self._lay_out(values, starts[kept], left, offsets, complete, language[kept], account, switches)
 
-    def _choose(self, rows: Sequence[Mapping[str, Any]]) -> _Chosen:
-        """Reads the rows and draws the language of every sentence."""
-        epoch = self.epoch
-        documents = [self._read(row, position, epoch) for position, row in enumerate(rows)]
-        drawn = self._draw(documents)
-        sentences: list[Any] = []
-        for document, languages in zip(documents, drawn, strict=True):
-            columns = document.columns
-            sentences += [columns[language][index] for index, language in enumerate(languages)]
-        return _Chosen(
-            documents, [len(languages) for languages in drawn], list(chain.from_iterable(drawn)), sentences
+    def _choose(
+        self, table: StoryTable, documents: Documents
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Draws the languages.
+
+        Returns:
+            of every sentence `[S]` its document, its language and its place in that language's column, and
+            `[D + 1]` the documents' offsets among them.
+        """
+        num_documents, codes = len(documents), self.languages
+        first = np.empty((len(codes), num_documents), dtype=np.int64)
+        counts = np.empty_like(first)
+        for index, code in enumerate(codes):
+            # The first language tells the story, the others tell its partner, where it has one.
+            story = documents.story
+            if index and (documents.partner >= 0).any():
+                story = np.where(documents.partner >= 0, documents.partner, story)
+            first[index], counts[index] = table.spans(code, story)
+
+        language = documents.language.copy()
+        drawn: list[tuple[np.ndarray, np.ndarray]] = []  # (documents, their sentences' languages)
+        size = np.empty(num_documents, dtype=np.int64)
+        for policy, which in self._by_policy(documents):
+            if policy.language is not None:
+                language[which] = policy.language
+                continue
+            keys, epochs = table.story_keys[documents.story[which]], documents.epoch[which]
+            if policy.by_story:
+                self._check_languages(table, documents, which, counts, policy, equal=False)
+                if policy.switching.start is None:
+                    language[which] = draw_story_languages(self.seed, epochs, keys, policy.weights)
+                else:
+                    language[which] = codes.index(policy.switching.start)
+                continue
+            self._check_languages(table, documents, which, counts, policy, equal=True)
+            size[which] = counts[policy.drawable[0], which]
+            sentences = draw_document_languages(
+                self.seed, epochs, keys, size[which], codes, policy.weights, policy.switching
+            )
+            drawn.append((which, sentences))
+
+        decided = np.flatnonzero(language != ANY_LANGUAGE)
+        size[decided] = counts[language[decided], decided]
+        lacking = decided[size[decided] == 0]
+        if lacking.size:
+            self._refuse_lacking(table, documents, int(lacking[0]), int(language[lacking[0]]))
+        offsets = np.concatenate([[0], np.cumsum(size)])
+        document = np.repeat(np.arange(num_documents), size)
+        languages = np.repeat(language, size)
+        for which, sentences in drawn:
+            languages[spread(offsets[which], size[which])] = sentences
+        sentence = first[languages, document] + np.arange(document.size) - np.repeat(offsets[:-1], size)
+        return document, languages, sentence, offsets
+
+    def _by_policy(self, documents: Documents) -> list[tuple[_Policy, np.ndarray]]:
+        """The undecided documents, by the policy of their epoch."""
+        undecided = np.flatnonzero(documents.language == ANY_LANGUAGE)
+        if not undecided.size:
+            return []
+        if len(self._policies) == 1:
+            return [(self._policies[0][1], undecided)]
+        begins = np.array([epoch for epoch, _ in self._policies[1:]])
+        own = np.searchsorted(begins, documents.epoch[undecided], side="right")
+        return [(self._policies[index][1], undecided[own == index]) for index in np.unique(own).tolist()]
+
+    def _check_languages(self, table, documents, which, counts, policy, equal: bool) -> None:
+        """Documents whose languages are drawn need all that a draw may give."""
+        own = counts[np.ix_(policy.drawable, which)]  # [drawable, documents]
+        if own.all() and not (equal and (own != own[0]).any()):
+            return
+        lacking = np.argwhere(own == 0)
+        if lacking.size:
+            language, document = lacking[0]
+            self._refuse_lacking(table, documents, int(which[document]), policy.drawable[language])
+        document = int(np.flatnonzero((own != own[0]).any(axis=0))[0])
+        found = {self.languages[i]: int(n) for i, n in zip(policy.drawable, own[:, document], strict=True)}
+        story = table.ids[int(documents.story[which[document]])]
+        raise ValueError(
+            f"story {story!r}: interleaving needs the same number of sentences in every language, got {found}"
         )
 
-    def _read(self, row: Mapping[str, Any], position: int, epoch: int) -> _Document:
-        """Checks one row and finds the columns that it will be made from."""
-        get = row.get
-        story = get("story_id")
-        if not isinstance(story, str) or not story:
-            raise ValueError(
-                f"row {position} of the batch: story_id must be a non-empty string, got {story!r}"
-            )
-        language = get("language")
-        if language is None:
-            language = self.language
-        only = None if language is None else self._language_index(language, f"story {story!r}")
-        size = [0] * len(self.languages)
-        is_raw = [False] * len(self.languages)
-        columns: list[Any] = [None] * len(self.languages)
-        raw_columns: list[Any] = [None] * len(self.languages)
-        for index in self._drawable if only is None else (only,):
-            tokens_name, units_name = self._column_names[index]
-            column, raw = get(tokens_name), get(units_name)
-            if column is None:
-                if raw is None:
-                    raise ValueError(
-                        f"story {story!r}: no column {units_name!r} (nor {tokens_name!r}); "
-                        f"the row has {sorted(row)}"
-                    )
-                column, is_raw[index] = raw, True
-            elif raw is not None and len(column) != len(raw):
-                raise ValueError(
-                    f"story {story!r}: {tokens_name!r} has {len(column)} sentences but {units_name!r} "
-                    f"{len(raw)}; merge the units again"
-                )
-            columns[index], raw_columns[index], size[index] = column, raw, len(column)
-            if not size[index]:
-                raise ValueError(
-                    f"story {story!r}: it has no sentence in {self.languages[index]!r}; leave the row out"
-                )
-        if only is None and self.mode == "interleaved" and len({size[index] for index in self._drawable}) > 1:
-            raise ValueError(
-                f"story {story!r}: interleaving needs the same number of sentences in every language, got "
-                f"{ {self.languages[index]: size[index] for index in self._drawable} }"
-            )
-        limit = get("max_tokens")
-        if limit is None:
-            limit = _NO_LIMIT
-        elif int(limit) < 1:
-            raise ValueError(
-                f"story {story!r}: max_tokens must be at least 1, got {limit}; leave the row out"
-            )
-        own_epoch = get("epoch")
-        if own_epoch is not None:
-            epoch = int(own_epoch)
-        return _Document(story, story_key(story), epoch, int(limit), only, size, columns, is_raw, raw_columns)
+    def _refuse_lacking(self, table, documents: Documents, document: int, language: int) -> None:
+        code = self.languages[language]
+        raise ValueError(
+            f"story {table.ids[int(documents.story[document])]!r}: it has no sentence in {code!r} (no column "
+            f"'units_{code}' nor 'tokens_{code}', or an empty one); leave the row out"
+        )
 
-    def _draw(self, documents: list[_Document]) -> list[list[int]]:
-        """The language index of every sentence of every document; one draw for the whole batch."""
-        drawn = [[] if document.language is None else [document.language] for document in documents]
-        undecided = [index for index, document in enumerate(documents) if document.language is None]
-        keys = np.array([documents[index].key for index in undecided], dtype=np.uint64)
-        epochs = np.array([documents[index].epoch for index in undecided], dtype=np.int64)
-        if undecided and self.mode == "interleaved":
-            counts = np.array(
-                [documents[index].size[self._drawable[0]] for index in undecided], dtype=np.int64
-            )
-            languages = draw_languages(
-                self.seed,
-                np.repeat(epochs, counts),
-                np.repeat(keys, counts),
-                spread(np.zeros_like(counts), counts),
-                self.weights,
-            ).tolist()
-            stop = 0
-            for index, count in zip(undecided, counts.tolist(), strict=True):
-                drawn[index] = languages[stop : stop + count]
-                stop += count
-        elif undecided:
-            languages = draw_languages(self.seed, epochs, keys, WHOLE_DOCUMENT, self.weights).tolist()
-            for index, language in zip(undecided, languages, strict=True):
-                drawn[index] = [language]
-        return [
-            languages if document.language is None and self.mode == "interleaved"
-            else languages * document.size[languages[0]]
-            for document, languages in zip(documents, drawn, strict=True)
-        ]  # fmt: skip
+    def _name(
+        self, table, documents: Documents, document: np.ndarray, offsets: np.ndarray, sentence: int
+    ) -> str:
+        """'story X, sentence i' for error messages."""
+        index = int(document[sentence])
+        return f"story {table.ids[int(documents.story[index])]!r}, sentence {sentence - int(offsets[index])}"
 
-    def _tokenize(self, chosen: _Chosen) -> tuple[np.ndarray, np.ndarray]:
-        """The chosen sentences as tokens: (`[n]` integers, `[S]` lengths)."""
-        everything = range(len(chosen.sentences))
-        to_do = self.merges is not None or self.deduplicate
-        if not to_do or not any(any(document.is_raw) for document in chosen.documents):
-            flat, lengths = self._flatten(chosen, everything)
-            self._check_range(chosen, flat, lengths, everything)
-            return flat, lengths
+    def _stories(self, documents: Documents, document: np.ndarray, language: np.ndarray) -> np.ndarray:
+        """`[S]` the story that every sentence is from."""
+        story = documents.story[document]
+        partner = documents.partner[document]
+        if (partner < 0).all():
+            return story
+        return np.where((partner >= 0) & (language > 0), partner, story)
 
-        flags = chosen.is_raw()
-        raw = [index for index in everything if flags[index]]
-        flat, lengths = self._flatten(chosen, raw)
-        self._check_range(chosen, flat, lengths, raw)
+    def _is_raw(self, table, language: np.ndarray, story: np.ndarray) -> np.ndarray:
+        raw = np.empty(language.size, dtype=bool)
+        for index in np.flatnonzero(np.bincount(language)).tolist():
+            which = language == index
+            raw[which] = table.is_raw(self.languages[index], story[which])
+        return raw
+
+    def _tokenize(self, values, starts, lengths, raw, name) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Raw sentences are deduplicated and merged; the others stay: new (values, starts, lengths)."""
+        which = np.flatnonzero(raw)
+        flat = values[spread(starts[which], lengths[which])]
+        self._check_units(flat, lengths[which], self.num_units, lambda i: name(int(which[i])))
+        borders = np.cumsum(lengths[which])
         if self.merges is not None:  # deduplicates first if the merges were learned that way
-            done = self.merges.encode(np.split(flat.astype(np.uint16), np.cumsum(lengths)[:-1]))
+            done = self.merges.encode(np.split(flat.astype(np.uint16), borders[:-1]))
+            new_lengths = np.array([len(sentence) for sentence in done], dtype=np.int64)
+            new_values = np.concatenate(done)
         else:
-            flat, offsets = collapse_ragged(flat.astype(np.uint16), np.concatenate([[0], np.cumsum(lengths)]))
-            done = np.split(flat, offsets[1:-1])
-        if len(raw) == len(everything):
-            return np.concatenate(done), np.array([len(sentence) for sentence in done], dtype=np.int64)
-        rest = [index for index in everything if not flags[index]]
-        flat, lengths = self._flatten(chosen, rest)
-        self._check_range(chosen, flat, lengths, rest)
-        sentences: list[Any] = [None] * len(chosen.sentences)
-        for index, sentence in zip(raw, done, strict=True):
-            sentences[index] = sentence
-        for index, sentence in zip(rest, np.split(flat, np.cumsum(lengths)[:-1]), strict=True):
-            sentences[index] = sentence
-        return np.concatenate(sentences), np.array([len(sentence) for sentence in sentences], dtype=np.int64)
+            new_values, new_offsets = collapse_ragged(flat, np.concatenate([[0], borders]))
+            new_lengths = np.diff(new_offsets)
+        new_starts = np.cumsum(new_lengths) - new_lengths
+        if which.size == lengths.size:
+            return new_values, new_starts, new_lengths
+        rest = np.flatnonzero(~raw)
+        others = values[spread(starts[rest], lengths[rest])]
+        starts, lengths = starts.copy(), lengths.copy()
+        starts[which], lengths[which] = new_starts, new_lengths
+        starts[rest] = new_values.size + np.cumsum(lengths[rest]) - lengths[rest]
+        return np.concatenate([new_values, others]), starts, lengths
 
-    def _flatten(self, chosen: _Chosen, indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-        """Sentences given as lists or arrays -> (`[n]` integers, `[len(indices)]` lengths)."""
-        sentences = [chosen.sentences[index] for index in indices]
-        try:
-            lengths = np.fromiter(map(len, sentences), dtype=np.int64, count=len(sentences))
-            if all(type(sentence) is list for sentence in sentences):
-                flat = np.array(list(chain.from_iterable(sentences)))
-            else:
-                flat = np.concatenate([np.asarray(sentence) for sentence in sentences])
-            if flat.dtype.kind in "iu" and flat.shape == (int(lengths.sum()),) and lengths.all():
-                return flat, lengths
-        except (TypeError, ValueError):
-            pass  # the search below says which sentence it is
-        for index, sentence in zip(indices, sentences, strict=True):
-            try:
-                array = np.asarray(sentence)
-            except ValueError:  # lists of unequal lengths inside
-                array = np.empty((0, 0), dtype=object)
-            if array.ndim == 1 and not array.size:
-                raise ValueError(f"{chosen.name(index)}: it is empty, at least 1 unit expected")
-            if array.ndim != 1 or array.dtype.kind not in "iu":
-                raise ValueError(
-                    f"{chosen.name(index)}: a sentence must be a flat list of integers, got {sentence!r:.80}"
-                )
-        # All are sound by themselves, but their integer types have no common one (uint64 and int64).
-        return np.concatenate([np.asarray(sentence, dtype=np.int64) for sentence in sentences]), lengths
+    def _check_range(self, table, documents, document, offsets, values, starts, lengths, raw) -> None:
+        """Raw units must be below num_units, tokens below num_units + num_merges.
 
-    def _check_range(
-        self, chosen: _Chosen, flat: np.ndarray, lengths: np.ndarray, indices: Sequence[int]
-    ) -> None:
-        """Raw units must be below num_units, tokens below num_units + num_merges."""
-        if not flat.size or (int(flat.min()) >= 0 and int(flat.max()) < self.num_units):
+        All of `values` is looked at if that is little more than what is used; else only what is used.
+        """
+        used = values
+        if values.size > 2 * int(lengths.sum()):
+            used = values[spread(starts, lengths)]
+        if int(used.max()) < self.num_tokens and (used.dtype.kind == "u" or int(used.min()) >= 0):
             return
-        flags = chosen.is_raw()
-        raw = np.array([flags[index] for index in indices])
-        limit = np.repeat(np.where(raw, self.num_units, self.num_tokens), lengths)
+        if used is values:
+            used = values[spread(starts, lengths)]
+        self._check_units(
+            used,
+            lengths,
+            self.num_tokens,
+            lambda i: self._name(table, documents, document, offsets, i),
+            "unit" if raw.all() and self.merges is None else "token",
+        )
+
+    def _check_units(self, flat, lengths, limit: int, name, kind: str = "unit") -> None:
+        """Units or tokens, sentence after sentence, must lie in 0..limit - 1."""
         wrong = np.flatnonzero((flat < 0) | (flat >= limit))
         if wrong.size:
             sentence = int(np.searchsorted(np.cumsum(lengths), wrong[0], side="right"))
-            kind = "unit" if raw[sentence] else "token"
             raise ValueError(
-                f"{chosen.name(indices[sentence])}: {kind} {int(flat[wrong[0]])} is out of range, expected "
-                f"0..{int(limit[wrong[0]]) - 1}; were these rows made with another audio tokenizer"
+                f"{name(sentence)}: {kind} {int(flat[wrong[0]])} is out of range, expected 0..{limit - 1}; "
+                f"were these rows made with another audio tokenizer"
                 f"{' or other merges' if self.merges is not None else ''}?"
             )
 
-    def _pack(
-        self, tokens: np.ndarray, lengths: np.ndarray, offsets: np.ndarray, complete: np.ndarray
-    ) -> dict[str, np.ndarray]:
+    def _lay_out(self, values, starts, lengths, offsets, complete, language, account, switches) -> PackedRows:
         """Sentences -> documents -> rows; `complete` `[D]`: the document was not cut."""
-        separator = self.separator_token_id
-        ends = complete
+        separator, ends = self.separator_token_id is not None, complete
         if self.packing == "best_fit":
-            documents = np.arange(complete.size)
-            lengths, new_offsets, is_last = split_long_documents(
-                lengths, offsets, self.max_length, eos=self.append_eos, separator=separator is not None
+            parts, new_offsets, is_last = split_long_documents(
+                lengths,
+                offsets,
+                self.max_length,
+                bos=self.prepend_bos,
+                eos=self.append_eos,
+                separator=separator,
             )
             if is_last.size != complete.size:
-                documents = np.cumsum(is_last) - is_last  # [D'] the document that a part belongs to
-            offsets, ends = new_offsets, is_last & complete[documents]
-        flat, stream_offsets = build_documents(
-            tokens,
+                # Parts of sentences: each is read after the ones before; the first has the counts.
+                position = np.cumsum(parts) - parts
+                stops = np.cumsum(lengths)
+                origin = np.searchsorted(stops, position, side="right")
+                within = position - (stops - lengths)[origin]
+                starts, language = starts[origin] + within, language[origin]
+                if account is not None:
+                    account = np.where((within == 0)[:, None], account[origin], 0)
+                    switches = np.where((within == 0)[:, None], switches[origin], 0)
+                ends = is_last & complete[np.cumsum(is_last) - is_last]
+            lengths, offsets = parts, new_offsets
+        layout = lay_out(
             lengths,
             offsets,
-            bos=self.bos_token_id,
-            eos=self.eos_token_id if self.append_eos else None,
+            self.max_length,
+            packing=self.packing,
+            bos=self.prepend_bos,
+            eos=self.append_eos,
             separator=separator,
             ends=ends,
+            fixed_width=self.pad_to_max_length,
         )
-        pack = pack_best_fit if self.packing == "best_fit" else concatenate
-        pieces = pack(np.diff(stream_offsets), self.max_length)
-        width = self.max_length
-        if not self.pad_to_max_length:
-            longest = int(pieces.row_lengths().max())
-            width = min(width, -(-longest // 8) * 8)
-        input_ids, labels, position_ids = fill_rows(
-            flat, pieces, width, pad=self.pad_token_id, isolate=self.isolate
+        order = layout.sentence
+        return PackedRows(
+            self,
+            layout,
+            values,
+            starts[order],
+            language[order],
+            None if account is None else account[order],
+            None if switches is None else switches[order],
         )
-        return {"input_ids": input_ids, "labels": labels, "position_ids": position_ids}
+
+    def _batch(self, packed: PackedRows, first_row: int, last_row: int) -> dict[str, Any]:
+        layout = packed.layout
+        if first_row >= last_row:
+            arrays = {
+                "input_ids": np.full((1, layout.width), self.pad_token_id),
+                "labels": np.full((1, layout.width), IGNORED_LABEL),
+                "position_ids": np.arange(layout.width)[None],
+            }
+        else:
+            names = ("input_ids", "labels", "position_ids")
+            filled = fill_rows(
+                layout,
+                packed.values,
+                packed.starts,
+                (first_row, last_row),
+                bos=self.bos_token_id,
+                eos=self.eos_token_id,
+                separator=self.separator_token_id,
+                pad=self.pad_token_id,
+                isolate=self.isolate,
+            )
+            arrays = dict(zip(names, filled, strict=True))
+        low, high = first_row * layout.width, last_row * layout.width
+        begin = slice(*np.searchsorted(layout.cell, [low, high]).tolist())  # sentences that begin here
+        if packed.account is not None:
+            counts = np.zeros((len(self.languages), 3), dtype=np.int64)
+            np.add.at(counts, packed.languages[begin], packed.account[begin])
+            arrays["token_counts"] = counts
+            arrays["switch_counts"] = packed.switches[begin].sum(0)
+        if self.return_languages:
+            arrays["languages"] = _languages_of(packed, arrays["input_ids"].shape, low, high)
+        batch: dict[str, Any] = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        if self.return_flash_attn_kwargs:
+            _flatten(batch, layout, first_row, last_row)
+        return batch
 
     def _count_units(
-        self,
-        chosen: _Chosen,
-        kept: np.ndarray,
-        tokens: np.ndarray,
-        lengths: np.ndarray,
-        full_lengths: np.ndarray,
+        self, table, language, sentence, story, values, starts, lengths, full_lengths
     ) -> np.ndarray:
         """Raw units of every kept sentence, `[S]` int64.
 
         A whole sentence has as many as its raw column, a cut one those up to the end of its last kept token.
         Without a raw column the merges' token lengths give them, unless runs were collapsed: they are lost.
         """
-        per_token = None if self.merges is None else np.asarray(self.merges.token_lengths, dtype=np.int64)
-        collapsed = lengths
-        if per_token is not None:
-            collapsed = np.add.reduceat(per_token[tokens], np.cumsum(lengths) - lengths)
+
+        def units_in(which: np.ndarray) -> np.ndarray:
+            """Units (after deduplication) in the tokens of some sentences."""
+            if self.merges is None:
+                return lengths[which]
+            per_token = np.asarray(self.merges.token_lengths, dtype=np.int64)
+            tokens = values[spread(starts[which], lengths[which])]
+            return np.add.reduceat(per_token[tokens], np.cumsum(lengths[which]) - lengths[which])
+
+        everything = np.arange(lengths.size)
         if not self.deduplicate:
-            return collapsed
-        raw_lengths: list[int] = []  # [S] of all chosen sentences
-        start = 0
-        for document, count in zip(chosen.documents, chosen.counts, strict=True):
-            languages = chosen.languages[start : start + count]
-            for language in set(languages):
-                if document.raw_columns[language] is None:
-                    raise ValueError(
-                        f"story {document.story!r}: raw units cannot be counted from deduplicated tokens; "
-                        f"keep the column {self._column_names[language][1]!r} beside them or set "
-                        f"return_counts=False"
-                    )
-            raw_lengths += [len(document.raw_columns[language][i]) for i, language in enumerate(languages)]
-            start += count
-        units = np.array(raw_lengths, dtype=np.int64)[kept]
-        for position in np.flatnonzero(lengths < full_lengths).tolist():
-            _, runs = run_lengths(np.asarray(chosen.raw(int(kept[position]))))
-            units[position] = runs[: collapsed[position]].sum()
+            return units_in(everything)
+        units = np.empty(lengths.size, dtype=np.int64)
+        for index in np.flatnonzero(np.bincount(language)).tolist():
+            which, code = np.flatnonzero(language == index), self.languages[index]
+            known = table.raw_lengths(code, sentence[which], story[which])
+            if known is None:
+                raise ValueError(
+                    f"story {table.ids[int(story[which[0]])]!r}: raw units cannot be counted from "
+                    f"deduplicated tokens; keep the column 'units_{code}' beside them or set "
+                    f"return_counts=False"
+                )
+            units[which] = known
+        cut = np.flatnonzero(lengths < full_lengths)
+        if cut.size:
+            for position, collapsed in zip(cut.tolist(), units_in(cut).tolist(), strict=True):
+                code = self.languages[int(language[position])]
+                raw = table.raw_sentence(code, int(sentence[position]), int(story[position]))
+                units[position] = run_lengths(raw)[1][:collapsed].sum()
         return units
+
+    def _arrow_documents(self, table: Any) -> Documents:
+        """Documents of an Arrow table, which may name their language, epoch and max_tokens."""
+        names = [name for name in ("language", "epoch", "max_tokens") if name in table.schema.names]
+        if not names:
+            return Documents.whole(len(table), self.epoch)
+        columns = [table.column(name).to_pylist() for name in ("story_id", *names)]
+        rows = [dict(zip(("story_id", *names), values, strict=True)) for values in zip(*columns, strict=True)]
+        return listed_documents(rows, self.languages, self.epoch)
 
     def _language_index(self, language: Any, where: str) -> int:
         if language not in self.languages:
@@ -536,26 +709,81 @@ class InterleavingCallback(TrainerCallback):
         self.collator.set_epoch(self._last)
 
 
+@cache
+def _keep_freed_memory() -> None:
+    """Lets glibc keep the memory of one batch for the next; once a process.
+
+    Arrays of megabytes are given back to the system when they are freed, and to fault their pages in again
+    took two thirds of a batch's time. The C library raises its limits to the size of the largest array that
+    it has seen freed, up to 32 MiB; the pages of this one are never touched. Elsewhere it does nothing.
+    """
+    np.empty(31 << 20, dtype=np.uint8)
+
+
 def _cut(
-    tokens: np.ndarray, lengths: np.ndarray, offsets: np.ndarray, limits: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Keeps the first `limits[d]` tokens of document d.
+    lengths: np.ndarray, offsets: np.ndarray, limits: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Keeps the first `limits[d]` tokens of document d (0: all).
 
     Args:
-        tokens: `[n]`, lengths: `[S]`, offsets: `[D + 1]` in sentences, limits: `[D]` in tokens, at least 1.
+        lengths: `[S]` of the sentences, offsets: `[D + 1]` in sentences, limits: `[D]` in tokens.
 
     Returns:
-        The same three for what is left, `[S']` the indices of the sentences that are (partly) left, and `[D]`
-        bool: the document lost nothing.
+        `[S']` lengths of what is left, `[D + 1]` offsets, `[S']` the indices of the sentences that are
+        (partly) left, and `[D]` bool: the document lost nothing.
     """
     counts = np.diff(offsets)
+    limits = np.where(limits == NO_LIMIT, np.iinfo(np.int64).max, limits)
     starts = np.cumsum(lengths) - lengths
     in_document = starts - np.repeat(
         starts[offsets[:-1]], counts
-    )  # [S] tokens of the document before the sentence
+    )  # tokens of the document before the sentence
     left = np.clip(np.repeat(limits, counts) - in_document, 0, lengths)
     kept = np.flatnonzero(left)
     document = np.repeat(np.arange(counts.size), counts)
     new_offsets = np.concatenate([[0], np.cumsum(np.bincount(document[kept], minlength=counts.size))])
     complete = np.add.reduceat(left, offsets[:-1]) == np.add.reduceat(lengths, offsets[:-1])
-    return tokens[spread(starts[kept], left[kept])], left[kept], new_offsets.astype(np.int64), kept, complete
+    return left[kept], new_offsets.astype(np.int64), kept, complete
+
+
+def _switches(document: np.ndarray, language: np.ndarray) -> np.ndarray:
+    """`[S, 2]` 0 or 1: the language changes at the border before this sentence; there is such a border."""
+    found = np.zeros((document.size, 2), dtype=np.int64)
+    border = document[1:] == document[:-1]
+    found[1:, 1] = border
+    found[1:, 0] = border & (language[1:] != language[:-1])
+    return found
+
+
+def _languages_of(packed: PackedRows, shape: tuple[int, int], low: int, high: int) -> np.ndarray:
+    """The language of every cell from `low` to `high`, -1 where there is none."""
+    layout = packed.layout
+    languages = np.full(shape, ANY_LANGUAGE, dtype=np.int64)
+    start, stop = np.maximum(layout.cell, low), np.minimum(layout.cell + layout.length, high)
+    inside = np.flatnonzero(start < stop)
+    length = stop[inside] - start[inside]
+    languages.reshape(-1)[spread(start[inside] - low, length)] = np.repeat(packed.languages[inside], length)
+    return languages
+
+
+def _flatten(batch: dict[str, Any], layout: Layout, first_row: int, last_row: int) -> None:
+    """Makes one row without pads of a batch, with the borders of its pieces."""
+    if first_row >= last_row:
+        borders, total = np.array([0, layout.width]), layout.width
+    else:
+        used = layout.used[first_row:last_row]
+        low = first_row * layout.width
+        inside = slice(*np.searchsorted(layout.piece, [low, last_row * layout.width]).tolist())
+        piece = layout.piece[inside] - low
+        row = piece // layout.width
+        gone = (np.arange(used.size) * layout.width) - (np.cumsum(used) - used)  # pads before each row
+        total = int(used.sum())
+        borders = np.concatenate([piece - gone[row], [total]])
+        keep = torch.from_numpy(spread(np.arange(used.size) * layout.width, used))
+        for name in ("input_ids", "labels", "position_ids", "languages"):
+            if name in batch:
+                batch[name] = batch[name].reshape(1, -1)[:, keep]
+    cumulative = torch.from_numpy(borders.astype(np.int32))
+    longest = int(np.diff(borders).max())
+    batch |= {"cu_seq_lens_q": cumulative, "cu_seq_lens_k": cumulative.clone()}
+    batch |= {"max_length_q": longest, "max_length_k": longest}

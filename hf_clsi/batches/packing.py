@@ -1,13 +1,19 @@
-"""Turns sentences into documents and documents into rows of one length: token ids, labels and position ids.
+"""Turns the lengths of sentences into a layout of rows, and a layout into token ids, labels and position ids.
+
+First the layout is made, from lengths alone: `[bos] sentence [separator] sentence ... [eos]` for every
+document, and a place in the rows for every document. Then the tokens of any part of the rows are gathered in
+one pass, straight from where they are stored; nobody reads what another process trains on.
 
 Two ways to fill rows of `capacity` tokens:
 
-- `best_fit`: whole documents, longest first, each into the fullest row that still holds it. Cost: one sort,
-  then a search a document among the free spaces of the open rows, kept as the bits of one integer.
+- `best_fit`: whole documents, longest first, each into the fullest row that still holds it, or, if that
+  takes more rows than it must, the one or two that fill a row best. Cost: one sort and, a document, a few
+  shifts of one integer whose bits are the free spaces or the lengths left.
 - `concatenate`: all documents one after the other, cut every `capacity` tokens (arXiv 2512.01865:
   "concatenated until 2,048 units"). No padding but in the last row; documents are broken at the borders.
 
 Letters: S sentences, D documents, P pieces (a document or a part of one in one row), R rows, T tokens a row.
+A cell is a place in the rows: row * T + column.
 """
 
 from __future__ import annotations
@@ -17,87 +23,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .stories import spread
+
 IGNORED_LABEL = -100
-
-
-def build_documents(
-    tokens: np.ndarray,
-    sentence_lengths: np.ndarray,
-    document_offsets: np.ndarray,
-    *,
-    bos: int,
-    eos: int | None = None,
-    separator: int | None = None,
-    ends: np.ndarray | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Puts the special tokens in: `[bos] sentence [separator] sentence ... [eos]` for every document.
-
-    Args:
-        tokens: `[n]` integers, all sentences of all documents one after the other.
-        sentence_lengths: `[S]` tokens of each sentence.
-        document_offsets: `[D + 1]`; document d holds the sentences from its offset to the next one.
-        bos, eos, separator: token ids; None puts none. The separator stands between sentences only.
-        ends: `[D]` bool, the documents that get `eos` (a story that goes on in another document does not
-            end); all when None.
-
-    Returns:
-        (`[N]` int64 tokens of all documents, `[D + 1]` int64 offsets of the documents among them).
-
-    Example:
-        >>> build_documents([1, 2, 3, 4], [2, 1, 1], [0, 2, 3], bos=7, eos=8, separator=9)
-        (array([7, 1, 2, 9, 3, 8, 7, 4, 8]), array([0, 6, 9]))
-    """
-    tokens = np.asarray(tokens)
-    lengths = np.asarray(sentence_lengths, dtype=np.int64)
-    offsets = np.asarray(document_offsets, dtype=np.int64)
-    if (np.diff(offsets) < 1).any():
-        raise ValueError(
-            f"every document needs at least one sentence, got document_offsets {offsets.tolist()}"
-        )
-    if lengths.sum() != tokens.size or offsets[-1] != lengths.size:
-        raise ValueError(
-            f"got {tokens.size} tokens for sentences of {lengths.sum()} in all, and {lengths.size} sentences "
-            f"for document_offsets that end at {offsets[-1]}; both pairs must be equal"
-        )
-    first, last = offsets[:-1], offsets[1:] - 1
-    before = np.full(lengths.size, 0 if separator is None else 1, dtype=np.int64)
-    before[first] = 1  # bos
-    after = np.zeros(lengths.size, dtype=np.int64)
-    if eos is not None:
-        after[last if ends is None else last[np.asarray(ends, dtype=bool)]] = 1
-
-    stops = np.cumsum(before + lengths + after)  # [S] where each sentence with its special tokens ends
-    starts = stops - after - lengths  # [S] where its own tokens begin
-    out = np.empty(int(stops[-1]) if stops.size else 0, dtype=np.int64)
-    if separator is not None:
-        out[starts - 1] = separator
-    out[starts[first] - 1] = bos
-    if eos is not None:
-        out[stops[after == 1] - 1] = eos
-    out[spread(starts, lengths)] = tokens
-    return out, np.concatenate([[0], stops[last]])
-
-
-def document_tokens(
-    sentences: Sequence[np.ndarray], *, bos: int, eos: int | None, separator: int | None
-) -> np.ndarray:
-    """One document as the model was trained on it, `[N]` int64; prompts are built with it too.
-
-    Args:
-        sentences: each `[n]` integers (tokens, after merges).
-        bos, eos, separator: token ids; `eos=None` leaves the document open, `separator=None` puts none.
-
-    Example:
-        >>> document_tokens([np.array([1, 2]), np.array([3])], bos=7, eos=None, separator=9)
-        array([7, 1, 2, 9, 3])
-    """
-    if not len(sentences):
-        return np.array([bos] if eos is None else [bos, eos], dtype=np.int64)
-    arrays = [np.asarray(sentence, dtype=np.int64) for sentence in sentences]
-    lengths = [array.size for array in arrays]
-    return build_documents(
-        np.concatenate(arrays), lengths, [0, len(arrays)], bos=bos, eos=eos, separator=separator
-    )[0]
+#: If this share of the rows must be there at least, no other way of packing is tried.
+FULL_ENOUGH = 0.99
 
 
 def split_long_documents(
@@ -105,6 +35,7 @@ def split_long_documents(
     document_offsets: np.ndarray,
     capacity: int,
     *,
+    bos: bool = True,
     eos: bool,
     separator: bool,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -118,7 +49,7 @@ def split_long_documents(
         sentence_lengths: `[S]` tokens of each sentence.
         document_offsets: `[D + 1]` in sentences.
         capacity: tokens a row, BOS and EOS included.
-        eos, separator: whether documents carry EOS, and a token between sentences.
+        bos, eos, separator: whether documents carry BOS, EOS, and a token between sentences.
 
     Returns:
         (`[S']` sentence lengths, `[D' + 1]` document offsets, `[D']` bool: the document ends its story).
@@ -126,30 +57,27 @@ def split_long_documents(
     """
     lengths = np.asarray(sentence_lengths, dtype=np.int64)
     offsets = np.asarray(document_offsets, dtype=np.int64)
-    room = capacity - 1 - int(eos)
+    room = capacity - int(bos) - int(eos)
     if room < 1:
-        raise ValueError(f"capacity must hold BOS, one token{' and EOS' if eos else ''}, got {capacity}")
+        raise ValueError(
+            f"capacity must hold {'BOS, ' if bos else ''}one token{' and EOS' if eos else ''}, got {capacity}"
+        )
     counts = np.diff(offsets)
-    totals = 1 + int(eos) + np.add.reduceat(lengths, offsets[:-1]) + int(separator) * (counts - 1)
-    too_long = np.flatnonzero(totals > capacity)
+    totals = np.add.reduceat(lengths, offsets[:-1]) + int(separator) * (counts - 1)
+    too_long = np.flatnonzero(totals > room)
     if not too_long.size:
         return lengths, offsets, np.ones(counts.size, dtype=bool)
 
-    new_lengths: list[int] = []
-    new_counts: list[int] = []  # sentences of each new document
-    ends: list[bool] = []
-    is_long = np.zeros(counts.size, dtype=bool)
-    is_long[too_long] = True
-    for document, (start, stop) in enumerate(zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)):
-        sentences = lengths[start:stop].tolist()
-        if not is_long[document]:
-            new_lengths += sentences
-            new_counts.append(len(sentences))
-            ends.append(True)
-            continue
+    new_lengths, new_counts, ends = [], [], []  # arrays, to be joined
+    done = 0  # documents
+    for document in too_long.tolist():
+        start, stop = int(offsets[document]), int(offsets[document + 1])
+        new_lengths.append(lengths[offsets[done] : start])
+        new_counts.append(counts[done:document])
+        ends.append(np.ones(document - done, dtype=bool))
         parts: list[list[int]] = [[]]
         free = room
-        for length in sentences:
+        for length in lengths[start:stop].tolist():
             if parts[-1] and length + int(separator) > free:
                 parts.append([])
                 free = room
@@ -162,17 +90,23 @@ def split_long_documents(
                 free = room
             parts[-1].append(length)
             free -= length
-        for part in parts:
-            new_lengths += part
-            new_counts.append(len(part))
-            ends.append(False)
-        ends[-1] = True
-    new_offsets = np.concatenate([[0], np.cumsum(new_counts)]).astype(np.int64)
-    return np.array(new_lengths, dtype=np.int64), new_offsets, np.array(ends, dtype=bool)
+        new_lengths.append([length for part in parts for length in part])
+        new_counts.append([len(part) for part in parts])
+        ends.append([False] * (len(parts) - 1) + [True])
+        done = document + 1
+    new_lengths.append(lengths[offsets[done] :])
+    new_counts.append(counts[done:])
+    ends.append(np.ones(counts.size - done, dtype=bool))
+    new_offsets = np.concatenate([[0], np.cumsum(np.concatenate(new_counts))]).astype(np.int64)
+    return np.concatenate(new_lengths).astype(np.int64), new_offsets, np.concatenate(ends).astype(bool)
 
 
 def best_fit(lengths: np.ndarray | Sequence[int], capacity: int) -> np.ndarray:
-    """Best-fit decreasing: gives each document the fullest row that still holds it.
+    """Best-fit decreasing, and where that is not the least, a search that looks two documents ahead.
+
+    Best-fit decreasing gives each document, the longest first, the fullest row that still holds it. If the
+    tokens would go into fewer rows, rows are filled one by one instead (`_look_ahead`), and the fewest rows
+    win. So it never takes more rows than best-fit decreasing.
 
     Args:
         lengths: `[D]` tokens of each document, each from 1 to `capacity`.
@@ -197,12 +131,31 @@ def best_fit(lengths: np.ndarray | Sequence[int], capacity: int) -> np.ndarray:
             f"document {document} has {lengths[document]} tokens and fits into no row of {capacity}: "
             f"split it first (split_long_documents) or raise the capacity"
         )
-    order = np.argsort(-lengths, kind="stable")
-    row_of = np.empty(lengths.size, dtype=np.int64)
+    least = -(-int(lengths.sum()) // capacity)
+    as_list = lengths.tolist()
+    num_rows, row_of = _best_fit_decreasing(as_list, capacity)
+    for slack in (capacity // 64, capacity // 16):
+        if num_rows * FULL_ENOUGH <= least:
+            break
+        again, other = _look_ahead(as_list, capacity, slack)
+        if again < num_rows:
+            num_rows, row_of = again, other
+    rows = np.array(row_of, dtype=np.int64)
+    first_document = np.empty(num_rows, dtype=np.int64)
+    first_document[rows[::-1]] = np.arange(rows.size - 1, -1, -1)  # the last one written is the first
+    number = np.empty(num_rows, dtype=np.int64)
+    number[np.argsort(first_document)] = np.arange(num_rows)
+    return number[rows]
+
+
+def _best_fit_decreasing(lengths: list[int], capacity: int) -> tuple[int, list[int]]:
+    """(number of rows, row of each document)."""
+    row_of = [0] * len(lengths)
     open_rows: dict[int, list[int]] = {}  # free space -> rows that have it; the youngest is taken first
     spaces = 0  # bit s is set when some open row has s free tokens
     num_rows = 0
-    for document, length in zip(order.tolist(), lengths[order].tolist(), strict=True):
+    for document in sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True):
+        length = lengths[document]
         large_enough = spaces >> length
         if large_enough:
             space = (
@@ -218,71 +171,194 @@ def best_fit(lengths: np.ndarray | Sequence[int], capacity: int) -> np.ndarray:
         if space > length:
             open_rows.setdefault(space - length, []).append(row)
             spaces |= 1 << (space - length)
-    _, first_document, compact = np.unique(row_of, return_index=True, return_inverse=True)
-    return np.argsort(np.argsort(first_document))[compact]
+    return num_rows, row_of
+
+
+def _look_ahead(lengths: list[int], capacity: int, slack: int) -> tuple[int, list[int]]:
+    """Best fit by rows: (number of rows, row of each document).
+
+    Every row begins with the longest document that is left. Then the longest one that fits goes in, if that
+    fills the row but for `slack` tokens; or else two documents that fill it (but for capacity / 512), the two
+    most alike, so that short and long ones are kept for later; or else, again, the longest that fits, and on.
+    Which lengths are left are the bits of one integer and the bits of its mirror image; shifted against each
+    other, their common bits are the pairs of a given sum.
+    """
+    left: dict[int, list[int]] = {}  # length -> its documents, the first one last
+    for document in range(len(lengths) - 1, -1, -1):
+        left.setdefault(lengths[document], []).append(document)
+    present = mirror = 0  # bit l, and bit capacity - l: a document of l tokens is left
+    for length in left:
+        present |= 1 << length
+        mirror |= 1 << (capacity - length)
+    pair_slack = min(slack, capacity // 512)
+    row_of = [0] * len(lengths)
+    row = 0
+    while present:
+        space = capacity
+        chosen = (present.bit_length() - 1,)
+        while True:
+            for length in chosen:
+                documents = left[length]
+                row_of[documents.pop()] = row
+                space -= length
+                if not documents:
+                    present ^= 1 << length
+                    mirror ^= 1 << (capacity - length)
+            fitting = present & ((2 << space) - 1)
+            if not fitting:
+                break
+            longest = fitting.bit_length() - 1
+            chosen = (longest,)
+            shortest = (fitting & -fitting).bit_length() - 1
+            if space - longest > slack and 2 * shortest <= space:
+                for wanted in range(space, space - pair_slack - 1, -1):
+                    pairs = fitting & (mirror >> (capacity - wanted))  # bit l: l and wanted - l are left
+                    if not pairs:
+                        continue
+                    half = (wanted + 1) // 2
+                    pairs >>= half
+                    if 2 * half == wanted and pairs & 1 and len(left[half]) == 1:
+                        pairs ^= 1  # there is only one of it
+                    if pairs:
+                        larger = half + (pairs & -pairs).bit_length() - 1
+                        chosen = (larger, wanted - larger)
+                        break
+        row += 1
+    return row, row_of
 
 
 @dataclass(frozen=True)
-class Pieces:
-    """Where every part of the documents' token stream stands in the rows; P pieces, in stream order.
+class Layout:
+    """Where everything stands in R rows of T tokens. All cells are in rising order.
 
     Attributes:
-        document: `[P]` the document a piece belongs to.
-        start: `[P]` its first token in the stream of all documents.
-        length: `[P]` its tokens.
-        row: `[P]` its row.
-        column: `[P]` its first column in that row.
-        num_rows: R.
+        num_rows, width: R and T.
+        sentence: `[S]` the sentences, as numbered by the caller, in the order of their cells.
+        cell: `[S]` first cell of each.
+        length: `[S]` tokens of each.
+        bos, eos, separator: `[.]` cells of the special tokens.
+        piece: `[P]` first cells of the pieces: where documents begin, and where a row border cuts them.
+        used: `[R]` tokens in each row; what follows is padding.
     """
 
-    document: np.ndarray
-    start: np.ndarray
-    length: np.ndarray
-    row: np.ndarray
-    column: np.ndarray
     num_rows: int
-
-    def row_lengths(self) -> np.ndarray:
-        """`[R]` tokens in each row, pads not counted."""
-        return np.bincount(self.row, weights=self.length, minlength=self.num_rows).astype(np.int64)
-
-
-def pack_best_fit(lengths: np.ndarray | Sequence[int], capacity: int) -> Pieces:
-    """Whole documents into rows, see `best_fit`; inside a row they keep their order."""
-    lengths = np.asarray(lengths, dtype=np.int64)
-    row = best_fit(lengths, capacity)
-    start = np.cumsum(lengths) - lengths
-    by_row = np.argsort(row, kind="stable")
-    ordered = lengths[by_row]
-    before = np.cumsum(ordered) - ordered  # tokens of all earlier rows and of this one so far
-    _, first_of_row, documents = np.unique(row[by_row], return_index=True, return_counts=True)
-    column = np.empty_like(start)
-    column[by_row] = before - np.repeat(before[first_of_row], documents)
-    return Pieces(np.arange(lengths.size), start, lengths, row, column, first_of_row.size)
+    width: int
+    sentence: np.ndarray
+    cell: np.ndarray
+    length: np.ndarray
+    bos: np.ndarray
+    eos: np.ndarray
+    separator: np.ndarray
+    piece: np.ndarray
+    used: np.ndarray
 
 
-def concatenate(lengths: np.ndarray | Sequence[int], capacity: int) -> Pieces:
-    """All documents one after the other, cut every `capacity` tokens.
+def lay_out(
+    sentence_lengths: np.ndarray,
+    document_offsets: np.ndarray,
+    capacity: int,
+    *,
+    packing: str = "best_fit",
+    bos: bool = True,
+    eos: bool = True,
+    separator: bool = False,
+    ends: np.ndarray | None = None,
+    fixed_width: bool = True,
+) -> Layout:
+    """Puts documents into rows.
+
+    Args:
+        sentence_lengths: `[S]` tokens of each sentence, at least 1.
+        document_offsets: `[D + 1]`; document d holds the sentences from its offset to the next one.
+        capacity: tokens a row at most.
+        packing: "best_fit" or "concatenate", see the module.
+        bos, eos: whether documents begin and end with a special token.
+        separator: whether a special token stands between sentences.
+        ends: `[D]` bool, the documents that get their EOS (a story that goes on elsewhere does not end); all
+            when None.
+        fixed_width: rows are `capacity` wide; False: as the longest row, rounded up to a multiple of 8.
+
+    Raises:
+        ValueError: a document without a sentence, or (best_fit) longer than the capacity.
 
     Example:
-        >>> pieces = concatenate([3, 4], capacity=5)
-        >>> pieces.document, pieces.length, pieces.row, pieces.column
-        (array([0, 1, 1]), array([3, 2, 2]), array([0, 0, 1]), array([0, 3, 0]))
+        >>> layout = lay_out([2, 1, 1], [0, 2, 3], capacity=8, separator=True)
+        >>> layout.cell, layout.bos, layout.separator, layout.eos, layout.used
+        (array([1, 4, 9]), array([0, 8]), array([3]), array([ 5, 10]), array([6, 3]))
     """
-    lengths = np.asarray(lengths, dtype=np.int64)
-    _check_lengths(lengths, capacity)
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    borders = np.union1d(offsets, np.arange(0, offsets[-1], capacity, dtype=np.int64))
-    start = borders[:-1]
-    document = np.searchsorted(offsets, start, side="right") - 1
-    return Pieces(document, start, np.diff(borders), start // capacity, start % capacity,
-                  int(-(-offsets[-1] // capacity)))  # fmt: skip
+    lengths = np.asarray(sentence_lengths, dtype=np.int64)
+    offsets = np.asarray(document_offsets, dtype=np.int64)
+    counts = np.diff(offsets)
+    if (counts < 1).any():
+        raise ValueError(
+            f"every document needs at least one sentence, got document_offsets {offsets.tolist()}"
+        )
+    before = np.full(lengths.size, int(separator))
+    before[offsets[:-1]] = int(bos)
+    after = np.zeros(lengths.size, dtype=np.int64)
+    if eos:
+        last = offsets[1:] - 1
+        after[last if ends is None else last[np.asarray(ends, dtype=bool)]] = 1
+    total = before + lengths + after  # [S]
+    sizes = np.add.reduceat(total, offsets[:-1])  # [D]
+
+    if packing == "best_fit":
+        row = best_fit(sizes, capacity)
+        num_rows = int(row.max()) + 1
+        used = np.bincount(row, weights=sizes, minlength=num_rows).astype(np.int64)
+        order = np.argsort(row, kind="stable")  # documents keep their order inside a row
+        width = capacity if fixed_width else min(capacity, -(-int(used.max()) // 8) * 8)
+        gapless = np.cumsum(sizes[order]) - sizes[order]
+        row = row[order]
+        start = gapless + row * width - (np.cumsum(used) - used)[row]  # [D] first cells, rising
+        piece = start
+        sentence = spread(offsets[:-1][order], counts[order])
+        before, total, counts = before[sentence], total[sentence], counts[order]
+        has_eos = after[sentence] == 1
+    else:
+        _check_lengths(sizes, capacity)
+        filled = int(sizes.sum())
+        num_rows = -(-filled // capacity)
+        used = np.full(num_rows, capacity)
+        used[-1] = filled - (num_rows - 1) * capacity
+        width = capacity if fixed_width else min(capacity, -(-int(used[0]) // 8) * 8)
+        start = np.cumsum(sizes) - sizes
+        piece = np.union1d(start, np.arange(0, filled, capacity))
+        sentence = np.arange(lengths.size)
+        has_eos = after == 1
+    first = np.cumsum(counts) - counts  # [D] each document's first sentence, in the order of cells
+    seat = np.cumsum(total) - total
+    cell = seat + np.repeat(start - seat[first], counts) + before
+    length = lengths[sentence]
+    is_first = np.zeros(lengths.size, dtype=bool)
+    is_first[first] = True
+    return Layout(
+        num_rows,
+        width,
+        sentence,
+        cell,
+        length,
+        bos=start if bos else start[:0],
+        eos=(cell + length)[has_eos],
+        separator=cell[~is_first] - 1 if separator else start[:0],
+        piece=piece,
+        used=used,
+    )
 
 
 def fill_rows(
-    tokens: np.ndarray, pieces: Pieces, width: int, *, pad: int, isolate: bool = True
+    layout: Layout,
+    values: np.ndarray,
+    starts: np.ndarray,
+    rows: tuple[int, int] | None = None,
+    *,
+    bos: int,
+    eos: int,
+    separator: int | None,
+    pad: int,
+    isolate: bool = True,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Writes the documents' tokens into rows.
+    """Writes tokens into some rows of a layout.
 
     Labels are not shifted (the model shifts them). With `isolate` the positions restart at every piece, which
     is how transformers' masks tell packed documents apart when no attention_mask and no cache are given, and
@@ -293,44 +369,64 @@ def fill_rows(
     labels are -100.
 
     Args:
-        tokens: `[N]` int64, all documents.
-        pieces: their places.
-        width: T, at least the longest row.
-        pad: token id of the padding.
+        values: `[n]` integers that hold the tokens; read where sentences are.
+        starts: `[S]` where in `values` each of the layout's sentences begins (in the layout's order).
+        rows: first and last (exclusive) of the rows wanted; all when None.
+        bos, eos, separator, pad: token ids.
 
     Returns:
-        (input_ids, labels, position_ids), each `[R, T]` int64.
+        (input_ids, labels, position_ids), each `[rows, T]` int64.
     """
-    used = pieces.row_lengths()
-    if used.size and int(used.max()) > width:
-        raise ValueError(f"a row holds {used.max()} tokens and does not fit into width {width}")
-    shape = (pieces.num_rows, width)
-    to = pieces.row * width + pieces.column  # [P] first cell of each piece
-    cells = spread(to, pieces.length)  # [N]
-    input_ids = np.full(shape, pad, dtype=np.int64)
-    input_ids.reshape(-1)[cells] = tokens
-    columns = np.arange(width, dtype=np.int64)
-    is_pad = columns >= used[:, None]
+    first_row, last_row = (0, layout.num_rows) if rows is None else rows
+    width = layout.width
+    low, high = first_row * width, last_row * width
+    size = high - low
+    shape = (last_row - first_row, width)
+
+    sentences = slice(
+        int(np.searchsorted(layout.cell + layout.length, low, side="right")),
+        int(np.searchsorted(layout.cell, high)),
+    )
+    to, come_from = layout.cell[sentences] - low, np.array(starts[sentences], dtype=np.int64)
+    index = np.ones(size, dtype=np.int64)  # becomes the place in `values` of every cell
+    if to.size:
+        hidden = np.maximum(-to[:1], 0)  # of the first sentence, in the row before
+        to[:1] += hidden
+        come_from[:1] += hidden
+        index[to[0]] = come_from[0] - to[0]
+        index[to[1:]] = np.diff(come_from) - np.diff(to) + 1
+    np.cumsum(index, out=index)
+    # Cells between sentences get whatever number comes; they are overwritten. The index becomes the ids:
+    # fresh memory costs about as much as the gathering.
+    input_ids = index
+    input_ids[:] = values.take(index, mode="clip")
+
+    def here(cells: np.ndarray) -> np.ndarray:
+        return cells[np.searchsorted(cells, low) : np.searchsorted(cells, high)] - low
+
+    input_ids[here(layout.bos)] = bos
+    input_ids[here(layout.eos)] = eos
+    if separator is not None:
+        input_ids[here(layout.separator)] = separator
+    used = layout.used[first_row:last_row]
+    tail = np.arange(shape[0]) * width + used  # first cell of each row's padding
+    pads = spread(tail, width - used)
+    input_ids[pads] = pad
     labels = input_ids.copy()
-    labels[is_pad] = IGNORED_LABEL
-    position_ids = np.where(is_pad, columns - used[:, None], columns)
+    labels[pads] = IGNORED_LABEL
+
+    restart = np.arange(0, size, width) if size else np.empty(0, dtype=np.int64)
     if isolate:
-        labels.reshape(-1)[to] = IGNORED_LABEL
-        position_ids.reshape(-1)[cells] = spread(np.zeros_like(to), pieces.length)
-    return input_ids, labels, position_ids
-
-
-def spread(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """The index ranges start, start + 1, ..., start + length - 1 one after the other, `[sum(lengths)]` int64.
-
-    Example:
-        >>> spread(np.array([5, 0]), np.array([2, 3]))
-        array([5, 6, 0, 1, 2])
-    """
-    shift = starts - (np.cumsum(lengths) - lengths)
-    out = np.repeat(shift, lengths)
-    out += np.arange(out.size)
-    return out
+        pieces = here(layout.piece)
+        labels[pieces] = IGNORED_LABEL
+        restart = pieces  # every row begins with one
+    restart = np.sort(np.concatenate([restart, tail[used < width]]))
+    position_ids = np.ones(size, dtype=np.int64)
+    if restart.size:
+        position_ids[restart[0]] = 0
+        position_ids[restart[1:]] = 1 - np.diff(restart)
+    np.cumsum(position_ids, out=position_ids)
+    return input_ids.reshape(shape), labels.reshape(shape), position_ids.reshape(shape)
 
 
 def _check_lengths(lengths: np.ndarray, capacity: int) -> None:

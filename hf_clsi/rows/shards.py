@@ -325,7 +325,7 @@ def read_columns(
                 for name, column in _columns_of(batch):
                     where = f"{path}: {name}"
                     if _is_units(column.type):
-                        parts.setdefault(name, []).append(_to_unit_column(column, where))
+                        parts.setdefault(name, []).append(to_unit_column(column, where))
                     elif _is_number(column.type) and column.null_count == 0:
                         parts.setdefault(name, []).append(column.to_numpy(zero_copy_only=False))
                     else:
@@ -457,7 +457,7 @@ def _is_units(arrow_type: Any) -> bool:
     return pa.types.is_integer(inner.value_type if _is_list(inner) else inner)
 
 
-def _to_unit_column(column: Any, where: str) -> UnitColumn:
+def to_unit_column(column: Any, where: str) -> UnitColumn:
     """Arrow list array (possibly a slice) -> `UnitColumn` whose arrays are views where the types allow it."""
     if column.null_count:
         raise ValueError(f"{where} holds {column.null_count} missing rows of units")
@@ -487,7 +487,7 @@ def _to_python(column: Any, where: str) -> list:
     """One column of a batch -> one value a row."""
     if not _is_units(column.type) or column.null_count:
         return column.to_pylist()
-    units, sentences, rows = _to_unit_column(column, where)
+    units, sentences, rows = to_unit_column(column, where)
     bounds = sentences.tolist()
     views = [units[low:high] for low, high in pairwise(bounds)]
     if not _is_list(column.type.value_type):

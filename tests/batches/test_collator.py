@@ -13,6 +13,7 @@ from transformers import Trainer, TrainingArguments
 from hf_clsi import ClsiConfig, ClsiForCausalLM
 from hf_clsi.batches.collator import InterleavingCallback, InterleavingDataCollator
 from hf_clsi.batches.interleave import draw_languages, interleave_story, story_key
+from hf_clsi.batches.stories import ListedStories
 from hf_clsi.units.merges import UnitMerges
 
 # "story-0" draws [en, fr, en, en, fr, fr, ...] in epoch 0 and [en, en, fr, fr, en, en, ...] in epoch 1 with
@@ -168,6 +169,100 @@ def test_a_sentence_longer_than_a_row_is_cut_but_kept():
     row = {"story_id": "a", "units_en": [[1, 2, 3, 4, 5, 6, 7]]}
     batch = InterleavingDataCollator(["en"], num_units=20, max_length=5)([row])
     assert ids(batch) == [[BOS, 1, 2, 3], [BOS, 4, 5, 6], [BOS, 7, EOS]]
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        # Draws of sentence 0, 1, 2, 3: en, fr, en, en; two sentences a draw use those of 0 and 2.
+        ({"switch_every": 2}, [0, 1, 2, 3, 4, 5, 6]),
+        ({"switch_every": 3}, [0, 1, 2, 3, 4, 5, 6]),
+        ({"start_language": "fr"}, [10, 11, 12, 3, 4, 5, 6]),
+        ({"switch_every": 3, "start_language": "fr"}, [10, 11, 12, 13, 6]),
+        ({"switch_probability": 0, "start_language": "fr"}, [10, 11, 12, 13, 14, 15]),
+        ({"switch_probability": 1, "start_language": "fr"}, [10, 2, 13, 6]),
+        ({"switch_probability": 1, "switch_every": 2, "start_language": "en"}, [0, 1, 2, 13, 14, 15]),
+        ({"switch_every": "story", "start_language": "fr"}, [10, 11, 12, 13, 14, 15]),
+    ],
+)
+def test_ways_of_switching(settings, expected):
+    assert ids(collator(**settings)([STORY])) == [[BOS, *expected, EOS]]
+
+
+def test_whole_stories_are_drawn_as_in_mixed_mode():
+    rows = made_up_rows(50)
+    by_story, mixed = (
+        collator(switch_every="story", max_length=64)(rows),
+        collator(mode="mixed", max_length=64)(rows),
+    )
+    assert torch.equal(by_story["input_ids"], mixed["input_ids"])
+
+
+def test_documents_without_bos():
+    batch = collator(prepend_bos=False, max_length=9)([STORY, {**STORY, "epoch": 1}])
+    assert ids(batch) == [[0, 1, 11, 12, 3, 4, 5, 6, EOS], [0, 1, 2, 13, 14, 15, EOS]]
+    assert batch["labels"][1].tolist() == [-100, 1, 2, 13, 14, 15, EOS, -100, -100]
+    assert ids(collator(prepend_bos=False, append_eos=False, max_length=4)([STORY])) == [
+        [0, 1, 11, 12],
+        [3, 4, 5, 6],
+    ]
+
+
+def test_a_schedule_changes_the_mode_from_an_epoch_on():
+    schedule = {2: {"mode": "interleaved", "start_language": "fr"}, 1: {"mode": "mixed", "weights": [0, 1]}}
+    collate = collator(mode="monolingual", language="en", schedule=schedule)
+    english, french = [BOS, 0, 1, 2, 3, 4, 5, 6, EOS], [BOS, 10, 11, 12, 13, 14, 15, EOS]
+    expected = [english, french]
+    for epoch in (2, 3):
+        drawn = interleave_story(
+            "story-0", {"en": STORY["units_en"], "fr": STORY["units_fr"]}, seed=0, epoch=epoch
+        )
+        own = [STORY["units_fr"][0], *(sentence for _, sentence in drawn[1:])]
+        expected.append([BOS, *(unit for sentence in own for unit in sentence), EOS])
+    assert ids(collate([{**STORY, "epoch": epoch} for epoch in range(4)])) != ids(collate([STORY] * 4))
+    for epoch, row in enumerate(expected):
+        assert ids(collate([{**STORY, "epoch": epoch}])) == [row]
+        collate.set_epoch(epoch)
+        assert ids(collate([STORY])) == [row]
+
+
+def test_switches_are_counted():
+    # [en, fr, en, en] in epoch 0, [en, en, fr, fr] in epoch 1; the cut story keeps its borders before the cut.
+    rows = [STORY, {**STORY, "epoch": 1}, {**STORY, "max_tokens": 3}]
+    for count in (1, 2, 3):
+        batch = collator(return_counts=True, max_length=24)(rows[:count])
+        assert batch["switch_counts"].tolist() == [[2, 3], [3, 6], [4, 7]][count - 1]
+
+
+def test_languages_of_tokens():
+    batch = collator(return_languages=True, separator="bos")([STORY])
+    assert batch["languages"].tolist() == [[-1, 0, 0, -1, 1, 1, -1, 0, 0, 0, -1, 0, -1, -1, -1, -1]]
+
+
+def test_flash_attention_takes_one_row_and_the_borders_of_its_documents():
+    rows = [
+        {"story_id": name, "units_en": [units]}
+        for name, units in (("a", [1, 2, 3]), ("b", [4]), ("c", [5, 6]))
+    ]
+    batch = InterleavingDataCollator(["en"], num_units=20, max_length=8, return_flash_attn_kwargs=True)(rows)
+    assert batch["input_ids"].tolist() == [[BOS, 1, 2, 3, EOS, BOS, 4, EOS, BOS, 5, 6, EOS]]
+    assert batch["labels"].tolist() == [[-100, 1, 2, 3, EOS, -100, 4, EOS, -100, 5, 6, EOS]]
+    assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 4, 0, 1, 2, 0, 1, 2, 3]]
+    for side in "qk":
+        assert batch[f"cu_seq_lens_{side}"].tolist() == [0, 5, 8, 12]
+        assert batch[f"cu_seq_lens_{side}"].dtype == torch.int32
+        assert batch[f"max_length_{side}"] == 5
+
+
+def test_more_parts_than_rows_leave_rows_of_padding():
+    collate = collator(return_counts=True)
+    table, whole = ListedStories([STORY], ["en", "fr"]), collate([STORY])
+    parts = [collate.collate(table, part=(index, 3)) for index in range(3)]
+    assert sum(part["token_counts"] for part in parts).tolist() == whole["token_counts"].tolist()
+    full = [part for part in parts if part["token_counts"].any()]
+    assert len(full) == 1 and torch.equal(full[0]["input_ids"], whole["input_ids"])
+    empty = [part for part in parts if not part["token_counts"].any()]
+    assert all((part["labels"] == -100).all() and part["input_ids"].shape == (1, 16) for part in empty)
 
 
 # --- the shapes rows come in --------------------------------------------------------------------------------
@@ -347,7 +442,7 @@ def test_a_split_story_counts_each_sentence_once():
     ("change", "message"),
     [
         ({"story_id": None}, "row 1 of the batch: story_id must be a non-empty string, got None"),
-        ({"units_fr": None}, "story 'bad': no column 'units_fr'"),
+        ({"units_fr": None}, "story 'bad': it has no sentence in 'fr' .*no column 'units_fr'"),
         ({"units_fr": [[10], [11]]}, r"story 'bad'.*same number of sentences.*\{'en': 4, 'fr': 2\}"),
         ({"units_en": [], "units_fr": []}, "story 'bad': it has no sentence in 'en'"),
         ({"units_en": [[1], [], [1], [1]]}, "story 'bad', sentence 1: it is empty"),
@@ -406,6 +501,17 @@ def test_an_empty_batch_is_refused():
         ({"mode": "monolingual", "language": "de"}, "'de' is not one of en, fr"),
         ({"weights": [1]}, "got 1 weights for 2 languages"),
         ({"max_length": 2}, r"must hold BOS, one token and EOS \(3\), got 2"),
+        ({"max_length": 1, "prepend_bos": False}, r"must hold one token and EOS \(2\), got 1"),
+        ({"switch_every": 0}, "switching every 0 sentences"),
+        ({"switch_every": "page"}, "expected 1, a larger whole number or 'story'"),
+        ({"switch_probability": 1.5}, "lies between 0 and 1"),
+        ({"switch_every": "story", "switch_probability": 0.5}, "never switches"),
+        ({"start_language": "de"}, "'de' is not one of en, fr"),
+        ({"mode": "mixed", "switch_every": 2}, "are for mode 'interleaved', got 'mixed'"),
+        ({"return_flash_attn_kwargs": True, "isolate": False}, "needs isolate=True"),
+        ({"schedule": {1: {"packing": "best_fit"}}}, "a schedule is {epoch: settings}"),
+        ({"schedule": {-1: {"mode": "mixed"}}}, "a schedule is {epoch: settings}"),
+        ({"schedule": {1: {"mode": "monolingual"}}}, "language is for mode 'monolingual'"),
         ({"num_units": None}, "give num_units, or merges"),
         ({"merges": merges()}, "num_units is 20 but the merges were learned on 4"),
         ({"merges": merges(), "num_units": 4, "deduplicate": True}, "learned with deduplicate=False"),
