@@ -8,11 +8,12 @@ for.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
-from difflib import get_close_matches
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ..training.recipes import BatchSettings, ModelSettings, OptimizerSettings, TrainingPreset
+from ..training.recipes import TrainingPreset
+from ..training.settings import with_changes
+from ..training.sizes import size
 
 
 @dataclass(frozen=True)
@@ -101,23 +102,6 @@ class Preset:
         return asdict(self)
 
 
-def _llama(hidden: int, layers: int, heads: int, intermediate: int, positions: int, init: float, dtype: str):
-    return ModelSettings(
-        {
-            "model_type": "llama",
-            "hidden_size": hidden,
-            "num_hidden_layers": layers,
-            "num_attention_heads": heads,
-            "num_key_value_heads": heads,
-            "intermediate_size": intermediate,
-            "max_position_embeddings": positions,
-            "initializer_range": init,
-            "tie_word_embeddings": True,
-        },
-        dtype,
-    )
-
-
 def tiny() -> Preset:
     """Minutes on two cores: 24 topics, 2 layers of 96."""
     return Preset(
@@ -126,12 +110,7 @@ def tiny() -> Preset:
         dev_stories=240,
         items=864,
         alignment_pairs=400,
-        training=TrainingPreset(
-            budget_tokens=1_800_000,
-            model=_llama(96, 2, 4, 256, 512, 0.08, "float32"),
-            optimizer=OptimizerSettings(learning_rate=8e-3),
-            batch=BatchSettings(tokens_per_step=800, max_length=256, separator="bos"),
-        ),
+        training=size("tiny"),
     )
 
 
@@ -143,12 +122,7 @@ def small() -> Preset:
         dev_stories=480,
         items=1200,
         alignment_pairs=600,
-        training=TrainingPreset(
-            budget_tokens=4_800_000,
-            model=_llama(128, 2, 4, 384, 512, 0.08, "float32"),
-            optimizer=OptimizerSettings(learning_rate=3e-3),
-            batch=BatchSettings(tokens_per_step=800, max_length=256, separator="bos"),
-        ),
+        training=size("small"),
     )
 
 
@@ -160,12 +134,7 @@ def gpu() -> Preset:
         dev_stories=960,
         items=1920,
         alignment_pairs=1000,
-        training=TrainingPreset(
-            budget_tokens=400_000_000,
-            model=_llama(512, 12, 8, 1408, 2048, 0.02, "bfloat16"),
-            optimizer=OptimizerSettings(learning_rate=1e-3),
-            batch=BatchSettings(tokens_per_step=65_536, max_length=2048, separator="bos"),
-        ),
+        training=size("gpu"),
         speech=SpeechSettings(rate_wpm=175, reading="sentences"),
         units=UnitSettings(
             config={"num_units": 256, "hop_length": 640, "normalization": "global"},
@@ -191,42 +160,4 @@ def preset(name: str, changes: Mapping[str, Any] | None = None) -> Preset:
     """
     if name not in PRESETS:
         raise ValueError(f"unknown preset '{name}'; choose from {', '.join(PRESETS)}.")
-    settings = PRESETS[name]()
-    for path, value in (changes or {}).items():
-        settings = _changed(settings, path.split("."), value, path)
-    return settings
-
-
-def _changed(settings: Any, path: list[str], value: Any, whole: str) -> Any:
-    """A copy of nested dataclasses and dicts with one value replaced."""
-    as_dict = isinstance(settings, dict)
-    known = list(settings) if as_dict else [entry.name for entry in fields(settings)]
-    key = path[0]
-    if key not in known:
-        close = get_close_matches(key, known, 1)
-        hint = f" Did you mean '{close[0]}'?" if close else ""
-        raise ValueError(f"unknown setting '{whole}': '{key}' is not one of {', '.join(known)}.{hint}")
-    old = settings[key] if as_dict else getattr(settings, key)
-    if len(path) == 1:
-        value = _of_the_same_type(value, old, whole)
-    elif isinstance(old, dict) or is_dataclass(old):
-        value = _changed(old, path[1:], value, whole)
-    else:
-        raise ValueError(f"setting '{whole}': '{key}' is the value {old!r} and has no fields.")
-    return {**settings, key: value} if as_dict else replace(settings, **{key: value})
-
-
-def _of_the_same_type(value: Any, old: Any, name: str) -> Any:
-    """The value, as JSON or a caller wrote it, in the type of the one that it replaces."""
-    if is_dataclass(old):
-        names = ", ".join(f"{name}.{entry.name}" for entry in fields(old))
-        raise ValueError(f"setting '{name}' is a group; change its fields: {names}.")
-    if isinstance(old, tuple) and isinstance(value, list):
-        return tuple(value)
-    if isinstance(old, float) and type(value) is int:
-        return float(value)
-    if type(old) is int and isinstance(value, float) and value.is_integer():  # 4e5
-        return int(value)
-    if type(value) is not type(old):
-        raise ValueError(f"setting '{name}' is {old!r} by default; got {value!r}, which is of another type.")
-    return value
+    return with_changes(PRESETS[name](), changes or {})

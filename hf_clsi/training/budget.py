@@ -18,12 +18,15 @@ from typing import Any
 
 import numpy as np
 
-from ..batches.interleave import draw_languages, story_key
+from ..batches.interleave import draw_document_languages, story_key
+from ..batches.stories import ANY_LANGUAGE, NO_LIMIT, Documents
 from .recipes import Recipe, StageSettings
 
-NO_LIMIT = 0
-ANY_LANGUAGE = -1
+#: Name of the reading of an interleaved stage, beside the languages'.
+INTERLEAVED = "*"
 _MAX_EPOCHS = 10_000
+# Of everything that is kept for a document: at the paper's size, a stage has some 50 million of them.
+_INTEGER = np.int32
 
 
 @dataclass(frozen=True)
@@ -95,11 +98,11 @@ class StagePlan:
 
     Attributes:
         settings: of the stage.
-        story: [D] int64, index of the story.
-        epoch: [D] int64, epoch that its languages are drawn for; every stage counts its own from 0.
-        language: [D] int64, index of its only language, or -1 where every sentence draws.
-        max_tokens: [D] int64, cut to so many tokens; 0: whole.
-        partner: [D] int64, the story that gives the other languages' sentences (-1: the story itself).
+        story: [D] integers, index of the story.
+        epoch: [D] integers, epoch that its languages are drawn for; every stage counts its own from 0.
+        language: [D] integers, index of its only language, or -1 where every sentence draws.
+        max_tokens: [D] integers, cut to so many tokens; 0: whole.
+        partner: [D] integers, the story that gives the other languages' sentences (-1: the story itself).
         batches: [B + 1] int64, offsets of the batches among the documents.
         tokens: [L] int64, tokens by language that will be read, exactly (special tokens do not count).
     """
@@ -117,6 +120,12 @@ class StagePlan:
     def num_steps(self) -> int:
         return len(self.batches) - 1
 
+    def documents(self, step: int) -> Documents:
+        """The documents of one optimizer step."""
+        those = slice(int(self.batches[step]), int(self.batches[step + 1]))
+        columns = (self.story, self.epoch, self.language, self.max_tokens, self.partner)
+        return Documents(*(column[those].astype(np.int64) for column in columns))
+
 
 @dataclass
 class _Documents:
@@ -130,11 +139,19 @@ class _Documents:
     def take(self, order: np.ndarray) -> _Documents:
         return _Documents(*(getattr(self, name)[order] for name in self.__dataclass_fields__))
 
+    def at(self, places: np.ndarray) -> _Documents:
+        """With the places `[M]` of the stories among all, instead of those among the readable ones."""
+        places = places.astype(_INTEGER)
+        partner = np.where(self.partner >= 0, places[self.partner], self.partner)
+        return _Documents(
+            places[self.story], self.epoch, self.language, self.max_tokens, partner, self.tokens
+        )
+
 
 def plan_stage(
     settings: StageSettings,
     budgets: Mapping[str, int],
-    lengths: StoryLengths,
+    lengths: StoryLengths | Mapping[str, tuple[StoryLengths, np.ndarray]],
     languages: Sequence[str],
     tokens_per_step: int,
     seed: int,
@@ -144,8 +161,10 @@ def plan_stage(
     Args:
         settings: the stage; its `parts` are not used here, `budgets` holds them in tokens.
         budgets: language -> tokens, or `{"*": tokens}` for interleaved stages.
-        lengths: of the training stories, after merging.
-        languages: codes in the order of the collator (equal weights).
+        lengths: of the training stories, after merging; or, where stories lack languages, for every language
+            (and "*" for interleaved stages) the lengths of those that can be read and their places `[M]`
+            among all stories.
+        languages: codes in the order of the collator.
         tokens_per_step: sentence tokens a batch should reach (whole documents, so within one document).
         seed: of the run and of its collator; the order of stories also depends on the stage's name, the
             language and the epoch.
@@ -166,15 +185,18 @@ def plan_stage(
                 f"stage '{settings.name}' has a budget of {tokens} tokens for '{code}'; expected at least 1. "
                 "In a completing stage, the stages before it have already used it up."
             )
+    if isinstance(lengths, StoryLengths):
+        lengths = dict.fromkeys((INTERLEAVED, *languages), (lengths, np.arange(len(lengths))))
     if settings.mode.startswith("interleaved"):
-        unaligned = settings.mode == "interleaved-unaligned"
-        documents = _interleaved(settings.name, budgets["*"], lengths, languages, seed, unaligned)
+        readable, places = lengths[INTERLEAVED]
+        documents = _interleaved(settings, budgets[INTERLEAVED], readable, languages, seed).at(places)
         batches = _batch_ends(documents.tokens.sum(1), tokens_per_step)
     else:
-        parts = [
-            _monolingual(settings.name, languages.index(code), tokens, lengths, languages, seed)
-            for code, tokens in budgets.items()
-        ]
+        parts = []
+        for code, tokens in budgets.items():
+            readable, places = lengths[code]
+            index = languages.index(code)
+            parts.append(_monolingual(settings.name, index, tokens, readable, languages, seed).at(places))
         if settings.mode == "alternating":
             documents, batches = _alternate(parts, tokens_per_step)
         else:
@@ -216,15 +238,22 @@ def _monolingual(name, language, budget, lengths, languages, seed) -> _Documents
     return documents
 
 
-def _interleaved(name, budget, lengths, languages, seed, unaligned) -> _Documents:
+def _interleaved(settings: StageSettings, budget, lengths, languages, seed) -> _Documents:
     """Stories whose sentences draw their language, up to exactly `budget` tokens."""
+    name, unaligned = settings.name, settings.mode == "interleaved-unaligned"
     starts, counts_of = lengths.offsets[:-1], np.diff(lengths.offsets)
     sentence_story = np.repeat(np.arange(len(lengths)), counts_of)
     sentence_index = np.arange(len(sentence_story)) - np.repeat(starts, counts_of)
 
     def epoch_of(epoch: int):
-        drawn = draw_languages(
-            seed, epoch, lengths.keys[sentence_story], sentence_index, len(languages)
+        drawn = draw_document_languages(
+            seed,
+            np.full(len(lengths), epoch),
+            lengths.keys,
+            counts_of,
+            languages,
+            settings.weights,
+            settings.switching,
         )  # [S] language of every sentence of every story
         partner = np.full(len(lengths), -1)
         if unaligned:
@@ -241,8 +270,16 @@ def _interleaved(name, budget, lengths, languages, seed, unaligned) -> _Document
     def cut(epoch: int, story: int, partner: int, keep: int):
         counts = np.zeros(len(languages), dtype=np.int64)
         indices = np.arange(counts_of[story])
-        keys = np.full(len(indices), lengths.keys[story])
-        drawn = draw_languages(seed, epoch, keys, indices, len(languages))
+        one = slice(story, story + 1)
+        drawn = draw_document_languages(
+            seed,
+            np.array([epoch]),
+            lengths.keys[one],
+            counts_of[one],
+            languages,
+            settings.weights,
+            settings.switching,
+        )
         for index, language in zip(indices.tolist(), drawn.tolist(), strict=True):
             source = partner if unaligned and language > 0 else story
             sentence = lengths.tokens[languages[language]][starts[source] + index]
@@ -296,12 +333,14 @@ def _fill(
         if last < len(order) and cumulative[last] > budget:
             limits[-1] = totals[last] - (cumulative[last] - budget)
             counts[-1] = cut(epoch, int(order[last]), int(partner[last]), int(limits[-1]))
-        parts.append((order[:stop], np.full(stop, epoch), limits, partner[:stop], counts))
+        columns = (order[:stop], np.full(stop, epoch), limits, partner[:stop], counts)
+        parts.append([column.astype(_INTEGER) for column in columns])
         seen = int(cumulative[stop - 1])
         if seen >= budget:
             break
     story, epochs, limits, partner, counts = (np.concatenate(column) for column in zip(*parts, strict=True))
-    return _Documents(story, epochs, np.full(len(story), ANY_LANGUAGE), limits, partner, counts)
+    language = np.full(len(story), ANY_LANGUAGE, dtype=_INTEGER)
+    return _Documents(story, epochs, language, limits, partner, counts)
 
 
 def _merge(name: str, parts: list[_Documents], seed: int) -> _Documents:
