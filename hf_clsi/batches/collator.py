@@ -67,9 +67,8 @@ class PackedRows:
         values, starts: the tokens, and where in them each of the layout's sentences (and parts of sentences)
             begins.
         languages: `[S]` language index of each, in the layout's order.
-        account: `[S, 3]` tokens, raw units and sentences (1, or 0 for the later parts of one) that begin
-            there; None without `return_counts`.
-        switches: `[S, 2]` 1 where the border before the sentence is a switch, and where there is such a
+        account: five arrays `[S]`: tokens, raw units and sentences (1, or 0 for the later parts of one) that
+            begin there, and 1 where the border before the sentence is a switch, and where there is such a
             border; None without `return_counts`.
     """
 
@@ -78,8 +77,7 @@ class PackedRows:
     values: np.ndarray
     starts: np.ndarray
     languages: np.ndarray
-    account: np.ndarray | None
-    switches: np.ndarray | None
+    account: list[np.ndarray] | None
 
     @property
     def num_rows(self) -> int:
@@ -370,7 +368,7 @@ class InterleavingDataCollator:
             )
         story = self._stories(documents, document, language)
         raw = self._is_raw(table, language, story)
-        if raw.any() and (self.merges is not None or self.deduplicate):
+        if raw is not None and raw.any():
             values, starts, lengths = self._tokenize(
                 values, starts, lengths, raw, lambda i: self._name(table, documents, document, offsets, i)
             )
@@ -380,14 +378,13 @@ class InterleavingDataCollator:
         left, complete = lengths, np.ones(len(documents), dtype=bool)
         if documents.max_tokens.any():
             left, offsets, kept, complete = _cut(lengths, offsets, documents.max_tokens)
-        account = switches = None
+        account = None
         if self.return_counts:
             units = self._count_units(
                 table, language[kept], sentence[kept], story[kept], values, starts[kept], left, lengths[kept]
             )
-            account = np.stack([left, units, np.ones_like(units)], axis=1)
-            switches = _switches(document[kept], language[kept])
-        return self._lay_out(values, starts[kept], left, offsets, complete, language[kept], account, switches)
+            account = [left, units, np.ones_like(units), *_switches(document[kept], language[kept])]
+        return self._lay_out(values, starts[kept], left, offsets, complete, language[kept], account)
 
     def _choose(
         self, table: StoryTable, documents: Documents
@@ -492,7 +489,10 @@ class InterleavingDataCollator:
             return story
         return np.where((partner >= 0) & (language > 0), partner, story)
 
-    def _is_raw(self, table, language: np.ndarray, story: np.ndarray) -> np.ndarray:
+    def _is_raw(self, table, language: np.ndarray, story: np.ndarray) -> np.ndarray | None:
+        """`[S]` raw units that are still to be deduplicated or merged; None where nothing ever is."""
+        if self.merges is None and not self.deduplicate:
+            return None
         raw = np.empty(language.size, dtype=bool)
         for index in np.flatnonzero(np.bincount(language)).tolist():
             which = language == index
@@ -539,7 +539,7 @@ class InterleavingDataCollator:
             lengths,
             self.num_tokens,
             lambda i: self._name(table, documents, document, offsets, i),
-            "unit" if raw.all() and self.merges is None else "token",
+            "unit" if self.merges is None else "token",
         )
 
     def _check_units(self, flat, lengths, limit: int, name, kind: str = "unit") -> None:
@@ -553,7 +553,7 @@ class InterleavingDataCollator:
                 f"{' or other merges' if self.merges is not None else ''}?"
             )
 
-    def _lay_out(self, values, starts, lengths, offsets, complete, language, account, switches) -> PackedRows:
+    def _lay_out(self, values, starts, lengths, offsets, complete, language, account) -> PackedRows:
         """Sentences -> documents -> rows; `complete` `[D]`: the document was not cut."""
         separator, ends = self.separator_token_id is not None, complete
         if self.packing == "best_fit":
@@ -573,8 +573,7 @@ class InterleavingDataCollator:
                 within = position - (stops - lengths)[origin]
                 starts, language = starts[origin] + within, language[origin]
                 if account is not None:
-                    account = np.where((within == 0)[:, None], account[origin], 0)
-                    switches = np.where((within == 0)[:, None], switches[origin], 0)
+                    account = [np.where(within == 0, column[origin], 0) for column in account]
                 ends = is_last & complete[np.cumsum(is_last) - is_last]
             lengths, offsets = parts, new_offsets
         layout = lay_out(
@@ -595,8 +594,7 @@ class InterleavingDataCollator:
             values,
             starts[order],
             language[order],
-            None if account is None else account[order],
-            None if switches is None else switches[order],
+            None if account is None else [column[order] for column in account],
         )
 
     def _batch(self, packed: PackedRows, first_row: int, last_row: int) -> dict[str, Any]:
@@ -624,10 +622,12 @@ class InterleavingDataCollator:
         low, high = first_row * layout.width, last_row * layout.width
         begin = slice(*np.searchsorted(layout.cell, [low, high]).tolist())  # sentences that begin here
         if packed.account is not None:
-            counts = np.zeros((len(self.languages), 3), dtype=np.int64)
-            np.add.at(counts, packed.languages[begin], packed.account[begin])
-            arrays["token_counts"] = counts
-            arrays["switch_counts"] = packed.switches[begin].sum(0)
+            columns = [column[begin] for column in packed.account]
+            sums = [
+                np.bincount(packed.languages[begin], column, len(self.languages)) for column in columns[:3]
+            ]
+            arrays["token_counts"] = np.stack(sums, axis=1).astype(np.int64)  # exact in float64 below 2**53
+            arrays["switch_counts"] = np.array([int(column.sum()) for column in columns[3:]])
         if self.return_languages:
             arrays["languages"] = _languages_of(packed, arrays["input_ids"].shape, low, high)
         batch: dict[str, Any] = {name: torch.from_numpy(array) for name, array in arrays.items()}
@@ -746,13 +746,12 @@ def _cut(
     return left[kept], new_offsets.astype(np.int64), kept, complete
 
 
-def _switches(document: np.ndarray, language: np.ndarray) -> np.ndarray:
-    """`[S, 2]` 0 or 1: the language changes at the border before this sentence; there is such a border."""
-    found = np.zeros((document.size, 2), dtype=np.int64)
-    border = document[1:] == document[:-1]
-    found[1:, 1] = border
-    found[1:, 0] = border & (language[1:] != language[:-1])
-    return found
+def _switches(document: np.ndarray, language: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`[S]` 0 or 1: the language changes at the border before this sentence; there is such a border."""
+    switch, border = np.zeros_like(document), np.zeros_like(document)
+    border[1:] = document[1:] == document[:-1]
+    switch[1:] = border[1:] & (language[1:] != language[:-1])
+    return switch, border
 
 
 def _languages_of(packed: PackedRows, shape: tuple[int, int], low: int, high: int) -> np.ndarray:

@@ -57,12 +57,21 @@ def draw_uniform(
     Returns:
         `[n]` float64.
     """
+    return _finish(_states(seed, epoch, story_keys), sentence_index)
+
+
+def _states(seed: int, epoch: int | np.ndarray, story_keys: np.ndarray) -> np.ndarray:
+    """`[D]` uint64: seed, epoch and story, mixed; the same for all sentences of a document."""
     keys = np.atleast_1d(np.asarray(story_keys, dtype=np.uint64))
     with np.errstate(over="ignore"):  # arithmetic modulo 2**64 is the point
         state = _mix(np.array([int(seed) % 2**64], dtype=np.uint64))
-        state = _mix(state ^ _as_uint64(epoch))
-        state = _mix(state ^ keys)
-        state = _mix(state ^ _as_uint64(sentence_index))
+        return _mix(_mix(state ^ _as_uint64(epoch)) ^ keys)
+
+
+def _finish(states: np.ndarray, sentence_index: np.ndarray | int) -> np.ndarray:
+    """States and sentences `[n]` -> uniform numbers."""
+    with np.errstate(over="ignore"):
+        state = _mix(states ^ _as_uint64(sentence_index))
     return (state >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
@@ -87,9 +96,13 @@ def draw_languages(
         >>> draw_languages(0, 0, np.full(8, key, dtype=np.uint64), np.arange(8), 2).tolist()
         [0, 1, 0, 0, 1, 1, 0, 0]
     """
+    return _languages_at(draw_uniform(seed, epoch, story_keys, sentence_index), weights)
+
+
+def _languages_at(uniform: np.ndarray, weights: np.ndarray | Sequence[float] | int) -> np.ndarray:
+    """Uniform numbers `[n]` -> language indices."""
     cumulative = np.cumsum(check_weights(weights))
     cumulative /= cumulative[-1]  # the last threshold is exactly 1, so that no uniform number falls behind it
-    uniform = draw_uniform(seed, epoch, story_keys, sentence_index)
     # side="right": a language of weight 0 has the threshold of its predecessor and is never the first above.
     return np.searchsorted(cumulative, uniform, side="right").astype(np.int64)
 
@@ -197,15 +210,13 @@ def draw_document_languages(
     spans = -(-counts // every)  # [D]
     first = np.cumsum(spans) - spans  # [D] each document's first span
     span = np.arange(int(spans.sum())) - np.repeat(first, spans)  # [n] index of a span in its document
-    keys, when = np.repeat(story_keys, spans), np.repeat(epochs, spans)
+    uniform = _finish(np.repeat(_states(seed, epochs, story_keys), spans), span * every)
     if switching.probability is None:
-        drawn = draw_languages(seed, when, keys, span * every, weights)
+        drawn = _languages_at(uniform, weights)
         if start is not None:
             drawn[first[spans > 0]] = start
     else:
-        drawn = _walk(
-            draw_uniform(seed, when, keys, span * every), first, spans, weights, switching.probability, start
-        )
+        drawn = _walk(uniform, first, spans, weights, switching.probability, start)
     if every == 1:
         return drawn
     lengths = np.minimum(np.repeat(counts, spans) - span * every, every)

@@ -227,7 +227,7 @@ def test_a_schedule_changes_the_mode_from_an_epoch_on():
 
 
 def test_switches_are_counted():
-    # [en, fr, en, en] in epoch 0, [en, en, fr, fr] in epoch 1; the cut story keeps its borders before the cut.
+    # [en, fr, en, en] in epoch 0, [en, en, fr, fr] in epoch 1; a cut story keeps its borders before the cut.
     rows = [STORY, {**STORY, "epoch": 1}, {**STORY, "max_tokens": 3}]
     for count in (1, 2, 3):
         batch = collator(return_counts=True, max_length=24)(rows[:count])
