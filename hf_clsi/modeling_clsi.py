@@ -93,6 +93,8 @@ class ClsiModel(ClsiPreTrainedModel):
       count) raise ValueError, since documents would not be isolated. A 4D mask is the caller's own affair,
       and is used as it is.
     - positions that restart in a decoder that is not in `ISOLATING_DECODERS` raise ValueError likewise.
+    - flash attention knows packed documents from `cu_seq_lens_q` and its companions, or from the positions of
+      a single row; in several rows without them, the library lets documents leak, so that raises ValueError.
     """
 
     # A causal-LM checkpoint loads quietly without its head.
@@ -115,7 +117,9 @@ class ClsiModel(ClsiPreTrainedModel):
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.language_model.set_input_embeddings(value)
 
-    def _must_check_restarts(self, attention_mask, position_ids, past_key_values, use_cache) -> bool:
+    def _must_check_restarts(
+        self, attention_mask, position_ids, past_key_values, use_cache, has_borders: bool
+    ) -> bool:
         """Whether restarting positions would leak here, if there are any.
 
         To find out reads a number back from the device, so it is left out of single decoding steps, of
@@ -127,7 +131,10 @@ class ClsiModel(ClsiPreTrainedModel):
             return False
         if attention_mask is None:
             cached = past_key_values is not None or bool(use_cache)
-            return cached or self.config.text_config.model_type not in ISOLATING_DECODERS
+            if cached or self.config.text_config.model_type not in ISOLATING_DECODERS:
+                return True
+            flash = "flash" in (self.config.text_config._attn_implementation or "")
+            return flash and position_ids.shape[0] > 1 and not has_borders
         return isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2
 
     @can_return_tuple
@@ -172,8 +179,10 @@ class ClsiModel(ClsiPreTrainedModel):
             and use_cache is None
         ):
             use_cache = False
-        if self._must_check_restarts(attention_mask, position_ids, past_key_values, use_cache):
-            _refuse_restarts(attention_mask, position_ids, self.config.text_config.model_type)
+        has_borders = kwargs.get("cu_seq_lens_q") is not None
+        if self._must_check_restarts(attention_mask, position_ids, past_key_values, use_cache, has_borders):
+            cached = past_key_values is not None or bool(use_cache)
+            _refuse_restarts(attention_mask, position_ids, self.config.text_config.model_type, cached)
         try:
             return self.language_model(
                 input_ids=input_ids,
@@ -346,7 +355,9 @@ def _check_length(tokens: int, is_one_document: bool, config: ClsiConfig) -> Non
         )
 
 
-def _refuse_restarts(attention_mask: torch.Tensor | None, position_ids: torch.Tensor, decoder: str) -> None:
+def _refuse_restarts(
+    attention_mask: torch.Tensor | None, position_ids: torch.Tensor, decoder: str, cached: bool
+) -> None:
     """Raise ValueError if `position_ids` [B, T] restart between tokens that the 2D `attention_mask` shows."""
     restarts = position_ids.diff(dim=1) != 1
     if attention_mask is not None:
@@ -359,6 +370,12 @@ def _refuse_restarts(attention_mask: torch.Tensor | None, position_ids: torch.Te
             f"position_ids restart within a row (packed documents), but decoders of type {decoder!r} are not "
             f"known to keep documents apart. Use one of {', '.join(sorted(ISOLATING_DECODERS))}, pass a 4D "
             "attention_mask, or give one document a row."
+        )
+    if attention_mask is None and not cached:
+        raise ValueError(
+            f"position_ids restart in {position_ids.shape[0]} rows of packed documents, as flash attention "
+            "cannot see: the documents would attend to each other. Pass one row with cu_seq_lens_q "
+            "(InterleavingDataCollator(return_flash_attn_kwargs=True) makes it), or take sdpa."
         )
     raise ValueError(
         "position_ids restart within a row (packed documents) together with a key-value cache or a 2D "

@@ -156,6 +156,20 @@ def test_restarts_with_a_cache_or_a_mask_are_refused():
             model(**inputs, **leak)
 
 
+def test_flash_attention_needs_the_borders_of_documents_in_several_rows():
+    """It reads them off the positions of one row only; of several rows it makes one document each."""
+    model = build()
+    packed = pack(DOCUMENTS[:2])
+    rows = {name: packed[name].repeat(2, 1) for name in ("input_ids", "position_ids")}
+    model.config.text_config._attn_implementation = "flash_attention_2"  # not installed here
+    with pytest.raises(ValueError, match=r"in 2 rows of packed documents.*return_flash_attn_kwargs=True"):
+        model(**rows)
+    whole = {"input_ids": rows["input_ids"], "position_ids": torch.arange(12).repeat(2, 1)}
+    model.config.text_config._attn_implementation = "sdpa"
+    with torch.no_grad():
+        assert model(**rows).logits.shape == model(**whole).logits.shape
+
+
 def test_restarts_under_a_mask_are_only_refused_between_real_tokens():
     """Left padding: the positions of the padding do not run on, and nobody looks at them."""
     model = build()

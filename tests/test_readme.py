@@ -23,6 +23,7 @@ from hf_clsi import (
     ClsiUnitsModel,
 )
 from hf_clsi.processing_clsi import build_unit_tokenizer
+from hf_clsi.rows.builders import BuildSettings, build
 from hf_clsi.speech.audio import write_audio
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
@@ -84,6 +85,10 @@ def folder(tmp_path_factory):
     tokenizer = build_unit_tokenizer(NUM_UNITS, MERGES)
     ClsiProcessor(extractor, tokenizer, units, deduplicate=True).save_pretrained(checkpoint)
     write_audio(folder / "prompt.wav", sound(2, 22_050), 22_050)
+    stories = BuildSettings(
+        "tinystories-en-fr", source="grammar", num_items=6, num_validation=1, num_units=16
+    )
+    build(stories, folder / "stories", progress=False)
     return folder
 
 
@@ -134,7 +139,13 @@ def test_the_blocks_of_a_section_run_without_a_warning(title, blocks, folder, mo
 
 def test_the_sections_with_code_are_known():
     titles = [title for title, _ in SECTIONS]
-    assert titles == ["Use a model", "Fine-tune with LoRA", "Build datasets", "Train on your own data"]
+    assert titles == [
+        "Use a model",
+        "Fine-tune with LoRA",
+        "Build datasets",
+        "Train a recipe",
+        "Train with the plain Trainer",
+    ]
 
 
 def test_no_python_block_is_missed():

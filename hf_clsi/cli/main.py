@@ -10,9 +10,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from .. import __version__
-from . import build, encode, export, generate, reproduce
+from . import build, encode, export, generate, reproduce, train
 
-COMMANDS = (reproduce, build, encode, generate, export)
+COMMANDS = (reproduce, build, encode, train, generate, export)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -754,14 +754,5 @@ def _empty_batch(collator: InterleavingDataCollator) -> dict[str, Any]:
     none = np.zeros(0, dtype=np.int64)
     width = collator.max_length if collator.pad_to_max_length else min(_PAD_WIDTH, collator.max_length)
     layout = Layout(0, width, none, none, none, none, none, none, none, none)
-    counts = collator.return_counts
-    packed = PackedRows(
-        collator,
-        layout,
-        none,
-        none,
-        none,
-        np.zeros((0, 3), dtype=np.int64) if counts else None,
-        np.zeros((0, 2), dtype=np.int64) if counts else None,
-    )
-    return packed.batch()
+    account = [none] * 5 if collator.return_counts else None
+    return PackedRows(collator, layout, none, none, none, account).batch()
