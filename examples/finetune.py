@@ -14,7 +14,6 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoProcessor, HfArgumentParser, Trainer, TrainingArguments, set_seed
 
 from hf_clsi import ClsiForCausalLM, InterleavingCallback, InterleavingDataCollator
-from hf_clsi.units.merges import UnitMerges
 
 
 @dataclass
@@ -41,13 +40,8 @@ def main(argv: list[str] | None = None) -> Trainer:
     options, arguments = parser.parse_args_into_dataclasses(argv)
     set_seed(arguments.seed)
     model = ClsiForCausalLM.from_pretrained(options.model)
-    collator = InterleavingDataCollator(
-        options.languages,
-        merges=UnitMerges.load(options.model),  # they lie beside the weights
-        separator=model.config.separator,
-        max_length=min(2048, model.config.text_config.max_position_embeddings),
-        pad_to_max_length=False,
-        seed=arguments.seed,
+    collator = InterleavingDataCollator.from_pretrained(
+        options.model, options.languages, pad_to_max_length=False, seed=arguments.seed
     )
     rows = load_dataset(options.rows, split=options.split, streaming=options.streaming)
     rows = rows.select_columns(["story_id", *(f"units_{code}" for code in options.languages)])

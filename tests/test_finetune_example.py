@@ -282,9 +282,8 @@ def test_the_change_that_logs_by_language(tune, example, monkeypatch, tmp_path):
     monkeypatch.setattr(example, "Trainer", InterleavingTrainer)
     accounts = {"return_counts": True, "return_languages": True}
     plain = losses(tune(tmp_path / "plain"))
-    monkeypatch.setattr(
-        example, "InterleavingDataCollator", partial(example.InterleavingDataCollator, **accounts)
-    )
+    plainly = example.InterleavingDataCollator.from_pretrained
+    monkeypatch.setattr(example.InterleavingDataCollator, "from_pretrained", partial(plainly, **accounts))
     trainer = tune(tmp_path / "accounts")
     assert losses(trainer) == plain
     first, *_, last, _ = trainer.state.log_history

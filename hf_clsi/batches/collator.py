@@ -10,12 +10,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from transformers import TrainerCallback
 
+from ..configuration_clsi import ClsiConfig
 from ..units.runs import collapse_ragged, run_lengths
 from .interleave import WHOLE_STORY, Switching, check_weights, draw_document_languages, draw_story_languages
 from .packing import IGNORED_LABEL, Layout, fill_rows, lay_out, split_long_documents
@@ -40,6 +42,7 @@ SEPARATORS = ("none", "bos", "eos")
 SCHEDULED = ("mode", "language", "weights", "switch_every", "switch_probability", "start_language")
 #: What the collator adds on request and no model takes; see `InterleavingDataCollator`.
 ACCOUNTS = ("token_counts", "switch_counts", "languages")
+_LONGEST_ROW = 2048  # of `from_pretrained`
 
 
 @dataclass(frozen=True)
@@ -277,6 +280,42 @@ class InterleavingDataCollator:
         self.return_flash_attn_kwargs = return_flash_attn_kwargs
         # A shared tensor, so that dataloader workers that are alive over several epochs see the new one.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    @classmethod
+    def from_pretrained(
+        cls, source: str | Path, languages: Sequence[str] | None = None, **settings: Any
+    ) -> InterleavingDataCollator:
+        """The collator that makes documents as a checkpoint was trained on.
+
+        Units, merges, deduplication and separator are the checkpoint's; rows are as long as its context, at
+        most 2,048 tokens.
+
+        Args:
+            source: folder or Hub id of a model with the processor beside it.
+            languages: of the rows; None: those that the checkpoint names.
+            **settings: further arguments of the collator, which go before the checkpoint's; and `revision`,
+                `token`, `cache_dir` and `local_files_only` for a Hub id.
+
+        Raises:
+            ValueError: the checkpoint names no languages, and none were given; files that do not agree.
+            OSError: no such checkpoint, or one without its tokenizer.json though it has merges.
+        """
+        from ..units.merges import UnitMerges
+
+        names = ("revision", "token", "cache_dir", "local_files_only")
+        hub = {name: settings.pop(name) for name in names if name in settings}
+        config = ClsiConfig.from_pretrained(source, **hub)
+        if not languages and not config.languages:
+            raise ValueError(f"{source} does not say which languages it was trained on; give `languages`.")
+        vocabulary: dict[str, Any] = {"num_units": config.num_units, "deduplicate": config.deduplicate}
+        if config.num_merges:
+            vocabulary = {"merges": UnitMerges.load(source, **hub)}
+        own = {
+            **vocabulary,
+            "separator": config.separator,
+            "max_length": min(_LONGEST_ROW, config.context_length or _LONGEST_ROW),
+        }
+        return cls(languages or config.languages, **{**own, **settings})
 
     def _policy(self, settings: Mapping[str, Any], where: str) -> _Policy:
         mode, language = settings["mode"], settings["language"]

@@ -522,6 +522,35 @@ def test_settings_that_contradict_each_other_are_refused(settings, message):
         collator(**settings)
 
 
+# --- checkpoints --------------------------------------------------------------------------------------------
+
+
+def checkpoint(folder, *, learned=None, **settings):
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    if learned is not None:
+        settings |= {"num_merges": learned.num_merges, "deduplicate": learned.deduplicate}
+        learned.save(folder)
+    text_config = {"model_type": "llama", "max_position_embeddings": 64, **sizes}
+    ClsiForCausalLM(ClsiConfig(num_units=4, text_config=text_config, **settings)).save_pretrained(folder)
+    return folder
+
+
+def test_a_checkpoint_says_how_its_documents_look(tmp_path):
+    folder = checkpoint(tmp_path, learned=merges(deduplicate=True), separator="eos", languages=["en", "de"])
+    collate = InterleavingDataCollator.from_pretrained(folder, ["en"], pad_to_max_length=False)
+    assert (collate.max_length, collate.separator, collate.deduplicate) == (64, "eos", True)
+    row = {"story_id": "a", "units_en": [[3, 0, 0, 1, 2], [0, 1]]}
+    assert collate([row])["input_ids"].tolist() == [[6, 3, 5, 7, 4, 7, 8, 8]]
+    assert InterleavingDataCollator.from_pretrained(folder, max_length=9).languages == ("en", "de")
+
+
+def test_a_checkpoint_of_plain_units_needs_no_tokenizer_file(tmp_path):
+    collate = InterleavingDataCollator.from_pretrained(checkpoint(tmp_path), ["en"], max_length=4)
+    assert collate([{"story_id": "a", "units_en": [[3, 3]]}])["input_ids"].tolist() == [[4, 3, 3, 5]]
+    with pytest.raises(ValueError, match="does not say which languages"):
+        InterleavingDataCollator.from_pretrained(tmp_path)
+
+
 # --- data loaders and the Trainer ---------------------------------------------------------------------------
 
 
