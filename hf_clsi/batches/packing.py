@@ -29,7 +29,7 @@ from .stories import spread
 IGNORED_LABEL = -100
 #: If this share of the rows must be there at least, no other way of packing is tried.
 FULL_ENOUGH = 0.99
-# Documents a row from which best-fit decreasing is tried first.
+# Documents a row from which best-fit decreasing is good enough.
 _MANY_A_ROW = 4
 
 
@@ -108,10 +108,10 @@ def best_fit(lengths: np.ndarray | Sequence[int], capacity: int) -> np.ndarray:
     """Best-fit decreasing, or a search that looks two documents ahead, whichever needs fewer rows.
 
     Best-fit decreasing gives each document, the longest first, the fullest row that still holds it. That
-    fills rows of many documents; where a row holds only a few (stories of a minute or two in rows of 2,048),
-    up to 4% stay empty, and rows are better filled one by one (`_look_ahead`). Tried are, until the rows are
-    99% full or as few as can be: with 4 documents a row or more, best-fit decreasing and then two ways of
-    looking ahead, with fewer, best-fit decreasing last.
+    fills rows of many documents, and is all that is done where 4 or more go into a row. Where a row holds
+    fewer (stories of a minute or two in rows of 2,048), up to 4% would stay empty, and rows are filled one by
+    one instead (`_look_ahead`): in two ways, and by best-fit decreasing at last, until the rows are 99% full
+    or as few as can be; the fewest rows win.
 
     Args:
         lengths: `[D]` tokens of each document, each from 1 to `capacity`.
@@ -138,8 +138,9 @@ def best_fit(lengths: np.ndarray | Sequence[int], capacity: int) -> np.ndarray:
         )
     least = -(-int(lengths.sum()) // capacity)
     as_list = lengths.tolist()
-    ways = [partial(_look_ahead, slack=capacity // 64), partial(_look_ahead, slack=capacity // 16)]
-    ways.insert(0 if lengths.size >= _MANY_A_ROW * least else 2, _best_fit_decreasing)
+    ways = [_best_fit_decreasing]
+    if lengths.size < _MANY_A_ROW * least:
+        ways = [partial(_look_ahead, slack=slack) for slack in (capacity // 64, capacity // 16)] + ways
     num_rows, row_of = ways[0](as_list, capacity)
     for way in ways[1:]:
         if num_rows * FULL_ENOUGH <= least:

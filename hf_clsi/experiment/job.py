@@ -41,6 +41,8 @@ Report = Callable[[dict[str, Any]], None]
 #: Stands in a chain like a recipe: the same architecture with random weights, whose alignment is measured.
 UNTRAINED = "untrained"
 RECORDINGS_SPLIT = "test"
+#: What of a loss curve's entries goes into the results; training.json beside the model has all.
+CURVE = ("stage", "step", "tokens", "loss", "learning_rate")
 
 
 @dataclass(frozen=True)
@@ -84,23 +86,23 @@ def main(argv: list[str] | None = None) -> int:
 def run_chain(job: Job, report: Report) -> None:
     """Train and evaluate the job's recipes. Recipes that begin with the same stages share them.
 
-    A shared stage is computed once and its end (weights, optimizer, ledger, curve) copied: with the same seed
-    and settings it would come out bit for bit the same.
+    A shared stage is computed once and the next recipe begins with its checkpoint: with the same seed and
+    settings it would come out bit for bit the same. A recipe whose training was killed goes on from its own
+    checkpoint.
     """
     torch.set_num_threads(job.num_threads)
     settings, folder = job.settings(), Path(job.folder)
     corpus = Corpus(folder, settings)
     todo = [name for name in job.chain if not is_finished(folder, name)]
     plans = {name: _recipe_of(name, settings, job.seed) for name in todo}
-    snapshots: list[tuple[Recipe, int, dict]] = []
-    for position, name in enumerate(todo):
+    trained: list[tuple[Recipe, list[Path]]] = []
+    for name in todo:
         part = read_part(folder, name)
         if name == UNTRAINED:
             part, model = {"recipe": name}, _new_model(plans[name], corpus).eval()
         elif part is None or not _model_file(folder, name).is_file():
             (folder / "items" / f"{name}.jsonl").unlink(missing_ok=True)
-            later = [plans[other] for other in todo[position + 1 :] if other != UNTRAINED]
-            part, model = _train(plans[name], later, snapshots, corpus, report)
+            part, model = _train(plans[name], trained, corpus, report)
         else:
             model = ClsiForCausalLM.from_pretrained(folder / "models" / name)
             model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
@@ -157,17 +159,12 @@ def _new_model(plan: Recipe, corpus: Corpus) -> ClsiForCausalLM:
 
 
 def _train(
-    plan: Recipe,
-    later: list[Recipe],
-    snapshots: list[tuple[Recipe, int, dict]],
-    corpus: Corpus,
-    report: Report,
+    plan: Recipe, trained: list[tuple[Recipe, list[Path]]], corpus: Corpus, report: Report
 ) -> tuple[dict[str, Any], ClsiForCausalLM]:
     """Train one recipe, save the model, and write its part file, which lacks the scores.
 
     Args:
-        later: recipes that come after this one in the chain; what they can share is added to `snapshots`.
-        snapshots: ends of stages: (recipe, number of stages, state).
+        trained: recipes that came before with the checkpoints after their stages; this one is added.
     """
     name, folder = plan.name, corpus.folder
     started = time.monotonic()
@@ -180,17 +177,18 @@ def _train(
         folder / "work" / name,
         report=lambda entry: report({"recipe": name, "tokens": entry["tokens"], "loss": entry["loss"]}),
         logging_steps=20,
+        keep_stages=True,
     )
-    start = 0
-    for other, stages, snapshot in snapshots:
-        if stages > start and _same_beginning(plan, other, stages):
-            start = stages
-            run.restore(snapshot)
-    for index in range(start, len(plan.stages)):
-        run.run_stage(index)
-        if any(_same_beginning(plan, other, index + 1) for other in later):
-            snapshots.append((plan, index + 1, run.snapshot()))
-    result = run.finish()
+    shared = [
+        (stages, checkpoints[stages - 1])
+        for other, checkpoints in trained
+        for stages in range(1, 1 + min(len(plan.stages), len(other.stages)))
+        if _same_beginning(plan, other, stages)
+    ]
+    if shared:
+        run.restore(max(shared)[1])
+    result = run.run()
+    trained.append((plan, [run.stage_checkpoint(index) for index in range(len(plan.stages))]))
     result.model.config.audio_tokenizer_id = save_processor(corpus, folder / "models" / name)
     save_run(result, plan, folder / "models" / name)
     part = {
@@ -198,7 +196,7 @@ def _train(
         "settings": plan.to_dict(),
         "parameters": sum(p.numel() for p in result.model.parameters()),
         "ledger": result.ledger,
-        "curve": result.curve,
+        "curve": [{key: entry[key] for key in CURVE} for entry in result.curve],
         "seconds": {"training": round(time.monotonic() - started, 1)},
     }
     write_json(_part_file(folder, name), part)

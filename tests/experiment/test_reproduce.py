@@ -414,6 +414,34 @@ def test_a_run_goes_on_with_what_is_missing_and_ends_the_same(small, copy):
     assert not (copy / "work").exists()
 
 
+def test_a_recipe_killed_in_its_second_stage_goes_on_from_the_first(small, copy):
+    (copy / "parts" / "interleave.json").unlink()
+    shutil.rmtree(copy / "models" / "interleave")
+    first, second = (sum(stage["tokens"].values()) for stage in _ledger_of(small, "interleave")["stages"])
+    job = Job("tiny", str(copy), 0, "test", ["interleave"], 1, SMALL)
+
+    def die(message):
+        if message["tokens"] > first:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_chain(job, die)
+    assert not is_finished(copy, "interleave")
+    messages = []
+    run_chain(job, messages.append)
+    assert [message["tokens"] > first for message in messages] == [True] * len(messages)
+    assert messages[-1]["tokens"] == first + second
+    assert (copy / "items" / "interleave.jsonl").read_bytes() == (
+        small / "items" / "interleave.jsonl"
+    ).read_bytes()
+    parts = [_json(folder / "parts" / "interleave.json") for folder in (copy, small)]
+    assert all(parts[0][key] == parts[1][key] for key in ("ledger", "curve", "alignment"))
+
+
+def _ledger_of(folder, name):
+    return _json(folder / "ledger.json")["recipes"][name]
+
+
 def test_recordings_that_come_later_are_aligned_without_training_again(copy, tmp_path):
     engine = EspeakEngine()
     texts = {

@@ -5,6 +5,7 @@ import pytest
 
 from hf_clsi.batches.collator import InterleavingDataCollator
 from hf_clsi.batches.interleave import interleave_story
+from hf_clsi.batches.stories import NO_LIMIT
 from hf_clsi.training.budget import Ledger, StoryLengths, _batch_ends, matched, plan_stage, stage_budgets
 from hf_clsi.training.recipes import (
     BatchSettings,
@@ -14,7 +15,8 @@ from hf_clsi.training.recipes import (
     TrainingPreset,
     recipe,
 )
-from hf_clsi.training.run import PlannedDocuments, TrainingStories
+from hf_clsi.training.run import TrainingStories
+from hf_clsi.training.stories import listed_table
 
 LANGUAGES = ("en", "fr")
 MONOLINGUAL = StageSettings("en", "monolingual", {"en": 1})
@@ -56,11 +58,11 @@ def collated(stage, corpus, seed=0, languages=LANGUAGES, mode="interleaved"):
     collator = InterleavingDataCollator(
         languages, num_units=10 * len(languages), max_length=64, seed=seed, mode=mode, return_counts=True
     )
-    rows = PlannedDocuments(stage, corpus, languages)
+    table = listed_table(corpus.ids, corpus.tokens, corpus.units)
     return np.stack(
         [
-            collator([rows[i] for i in range(start, stop)])["token_counts"][:, 0].numpy()
-            for start, stop in zip(stage.batches[:-1], stage.batches[1:], strict=True)
+            collator.collate(table, stage.documents(step))["token_counts"][:, 0].numpy()
+            for step in range(stage.num_steps)
         ]
     )
 
@@ -189,14 +191,11 @@ def test_every_epoch_holds_every_story_once_in_a_new_order(settings):
 def test_languages_are_drawn_anew_in_every_epoch():
     corpus = stories()
     stage = plan(INTERLEAVED, {"*": 900}, corpus.lengths())
-    rows = PlannedDocuments(stage, corpus, LANGUAGES)
     draws = []
-    for index in range(len(rows)):
-        if stage.story[index] == 3 and not stage.max_tokens[index]:
-            sentences = {code: corpus.tokens[code][3] for code in LANGUAGES}
-            epoch = int(stage.epoch[index])
-            assert rows[index]["epoch"] == epoch
-            draws.append(tuple(i for i, _ in interleave_story("story-3", sentences, seed=0, epoch=epoch)))
+    for index in np.flatnonzero((stage.story == 3) & (stage.max_tokens == NO_LIMIT)).tolist():
+        sentences = {code: corpus.tokens[code][3] for code in LANGUAGES}
+        epoch = int(stage.epoch[index])
+        draws.append(tuple(i for i, _ in interleave_story("story-3", sentences, seed=0, epoch=epoch)))
     assert len(draws) >= 4 and len(set(draws)) >= 3
 
 

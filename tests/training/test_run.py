@@ -10,6 +10,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import hf_clsi
@@ -25,13 +26,13 @@ from hf_clsi.training.recipes import (
     recipe,
 )
 from hf_clsi.training.run import (
-    PlannedDocuments,
     RecipeRun,
     TrainingStories,
-    learning_rate_factor,
     new_model,
     save_run,
 )
+from hf_clsi.training.stories import listed_table
+from hf_clsi.training.trainer import learning_rate_factor
 from hf_clsi.units.merges import UnitMerges
 
 PRESET = TrainingPreset(
@@ -123,10 +124,27 @@ def equal(a, b):
     return all(torch.equal(a[name], b[name]) for name in a)
 
 
+def planned_rows(plan, stories, languages):
+    """A stage's documents as rows of lists, which the collator takes by another way than the feed's."""
+    for story, partner, epoch, language, limit in zip(
+        plan.story, plan.partner, plan.epoch, plan.language, plan.max_tokens, strict=True
+    ):
+        row = {"story_id": stories.ids[story], "epoch": int(epoch)}
+        for position, code in enumerate(languages):
+            source = partner if partner >= 0 and position > 0 else story
+            row |= {
+                f"tokens_{code}": stories.tokens[code][source],
+                f"units_{code}": stories.units[code][source],
+            }
+        if language != ANY_LANGUAGE:
+            row["language"] = languages[language]
+        yield row | ({"max_tokens": int(limit)} if limit else {})
+
+
 def batches_of(run, index):
     """The batches of a stage as the collator makes them from its plan."""
     plan, batch = run.plans[index], run.recipe.batch
-    rows = PlannedDocuments(plan, run.stories, run.recipe.languages)
+    rows = list(planned_rows(plan, run.stories, run.recipe.languages))
     collator = InterleavingDataCollator(
         run.recipe.languages,
         merges=run.merges,
@@ -136,7 +154,7 @@ def batches_of(run, index):
         pad_to_max_length=False,
     )
     borders = zip(plan.batches[:-1], plan.batches[1:], strict=True)
-    return [collator([rows[i] for i in range(first, last)]) for first, last in borders]
+    return [collator(rows[first:last]) for first, last in borders]
 
 
 # --- what is fed --------------------------------------------------------------------------------------------
@@ -204,30 +222,9 @@ def test_the_model_sees_the_plans_batches_in_order(runs, name):
         assert "attention_mask" not in fed and "token_counts" not in fed
 
 
-def test_rows_of_the_control_mix_two_stories(tmp_path):
-    run = start(recipe("interleave-unaligned", PRESET), tmp_path)
-    plan, stories = run.plans[1], run.stories
-    rows = PlannedDocuments(plan, stories, ("en", "fr"))
-    for index in range(len(rows)):
-        story, partner = plan.story[index], plan.partner[index]
-        row = rows[index]
-        assert row["story_id"] == f"story-{story}" and story != partner
-        assert row["tokens_en"] is stories.tokens["en"][story]
-        assert row["tokens_fr"] is stories.tokens["fr"][partner]
-        assert row["units_en"] is stories.units["en"][story]
-        assert row["units_fr"] is stories.units["fr"][partner]
-
-
-def test_rows_of_other_stages_are_one_story_with_its_language_and_cut(tmp_path):
-    run = start(recipe("interleave-ft", PRESET), tmp_path)
-    for plan in run.plans:
-        rows = PlannedDocuments(plan, run.stories, ("en", "fr"))
-        for index in range(len(rows)):
-            row, story, language = rows[index], plan.story[index], plan.language[index]
-            assert row["tokens_fr"] is run.stories.tokens["fr"][story]
-            assert row.get("language") == (None if language == ANY_LANGUAGE else ("en", "fr")[language])
-            assert row.get("max_tokens", 0) == plan.max_tokens[index]
-            assert row["epoch"] == plan.epoch[index]
+def test_the_control_takes_the_other_language_from_another_story(tmp_path):
+    plan = start(recipe("interleave-unaligned", PRESET), tmp_path).plans[1]
+    assert (plan.partner >= 0).all() and (plan.partner != plan.story).all()
 
 
 # --- training -----------------------------------------------------------------------------------------------
@@ -310,20 +307,25 @@ def test_the_first_loss_is_that_of_the_documents_alone(runs):
 
 def test_the_optimizer_goes_on_over_the_stages(runs):
     run, _ = runs["interleave-ft"]
-    steps = {int(state["step"]) for state in run.optimizer.state.values()}
-    assert steps == {sum(plan.num_steps for plan in run.plans)}
-    assert len(run.optimizer.state) == len(list(run.model.parameters()))
+    states = load_file(run.stage_checkpoint(2) / "optimizer.safetensors")
+    steps = {name.split("/")[0]: int(value) for name, value in states.items() if name.endswith("/step")}
+    assert set(steps) == {name for name, _ in run.model.named_parameters()}
+    assert set(steps.values()) == {sum(plan.num_steps for plan in run.plans)}
 
 
 def test_only_matrices_decay(tmp_path):
     settings = OptimizerSettings(learning_rate=1e-3, betas=(0.8, 0.9), weight_decay=0.3, max_grad_norm=0.25)
     run = start(recipe("baseline-fr", PRESET.with_(optimizer=settings)), tmp_path)
-    groups = {group["weight_decay"]: group for group in run.optimizer.param_groups}
+    run.run()
+    saved = json.loads((run.stage_checkpoint(0) / "optimizer.json").read_text())
+    groups = {group["weight_decay"]: group for group in saved}
     assert set(groups) == {0.0, 0.3}
-    assert {p.ndim for p in groups[0.3]["params"]} == {2} and {p.ndim for p in groups[0.0]["params"]} == {1}
-    assert sum(len(group["params"]) for group in groups.values()) == len(list(run.model.parameters()))
-    assert all(group["betas"] == (0.8, 0.9) and group["lr"] == 1e-3 for group in groups.values())
-    assert run._arguments(run.plans[0]).max_grad_norm == 0.25
+    ndim = {name: p.ndim for name, p in run.model.named_parameters()}
+    assert {ndim[name] for name in groups[0.3]["parameters"]} == {2}
+    assert {ndim[name] for name in groups[0.0]["parameters"]} == {1}
+    assert sum(len(group["parameters"]) for group in saved) == len(ndim)
+    assert all(group["betas"] == [0.8, 0.9] and group["initial_lr"] == 1e-3 for group in saved)
+    assert run._arguments().max_grad_norm == 0.25
 
 
 # --- learning rate and curve --------------------------------------------------------------------------------
@@ -364,7 +366,11 @@ def test_the_curve_reaches_from_the_first_to_the_last_step_of_every_stage(tmp_pa
     reported = []
     run = start(recipe("interleave-ft", PRESET), tmp_path, logging_steps=3, report=reported.append)
     result = run.run()
-    assert reported == result.curve
+    assert [{k: v for k, v in entry.items() if k != "units_per_second"} for entry in reported] == result.curve
+    assert all(entry["units_per_second"] > 0 for entry in reported)
+    lines = (tmp_path / "curve.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == result.curve
+    assert [entry["global_step"] for entry in result.curve] == [1, 3, 5, 6, 7, 8, 10]
     steps = {}
     for entry in result.curve:
         steps.setdefault(entry["stage"], []).append(entry["step"])
@@ -376,41 +382,45 @@ def test_the_curve_reaches_from_the_first_to_the_last_step_of_every_stage(tmp_pa
 # --- stages of a run ----------------------------------------------------------------------------------------
 
 
-def test_a_run_goes_on_from_anothers_snapshot_as_if_it_were_its_own(runs, tmp_path):
-    first = start(recipe("interleave", PRESET), tmp_path / "first")
-    first.run_stage(0)
-    snapshot = first.snapshot()
-    first.run_stage(1)  # what happens later does not reach into the snapshot
+def test_a_run_goes_on_from_anothers_stage_as_if_it_were_its_own(runs, tmp_path):
+    first = start(recipe("interleave", PRESET), tmp_path / "first", keep_stages=True)
+    first.run()
     second = start(recipe("interleave-unaligned", PRESET), tmp_path / "second")
-    second.restore(snapshot)
-    second.run_stage(1)
+    second.restore(first.stage_checkpoint(0))
+    fed = record_inputs(second.model)
+    continued = second.run()
     whole, result = runs["interleave-unaligned"]
+    assert len(fed) == second.plans[1].num_steps
     assert equal(weights(second), weights(whole))
-    assert second.finish().curve == result.curve
-    assert second.finish().ledger == result.ledger
-    third = start(recipe("interleave", PRESET), tmp_path / "third")
-    third.restore(snapshot)  # restoring did not change it either
-    third.run_stage(1)
-    assert equal(weights(third), weights(runs["interleave"][0]))
+    assert continued.curve == result.curve
+    assert continued.ledger == result.ledger
+    lines = (tmp_path / "second" / "curve.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == result.curve
 
 
-def test_a_snapshot_of_other_budgets_is_refused(tmp_path):
+def test_the_next_stages_learning_rate_is_not_that_of_the_run_it_goes_on_from(tmp_path):
+    """Two steps of warm-up instead of one, since the other recipe's second stage is longer."""
+    optimizer = OptimizerSettings(learning_rate=1e-2, warmup_share=0.5)
+    short = recipe("interleave", PRESET.with_(optimizer=optimizer))
+    stage = replace(short.stages[1], parts={"*": 40})
+    long = replace(short, name="long", stages=(short.stages[0], stage))
+    first = start(short, tmp_path / "first", keep_stages=True)
+    first.run()
+    second, whole = start(long, tmp_path / "second"), start(long, tmp_path / "whole")
+    second.restore(first.stage_checkpoint(0))
+    assert [plan.num_steps for plan in second.plans] == [6, 4]
+    assert second.run().curve == whole.run().curve
+    assert equal(weights(second), weights(whole))
+
+
+def test_a_stage_of_other_budgets_is_refused(tmp_path):
     run = start(recipe("baseline-fr", PRESET), tmp_path)
-    run.run_stage(0)
-    other = start(recipe("baseline-fr", PRESET.with_(budget_tokens=700)), tmp_path)
+    run.run()
+    other = start(recipe("baseline-fr", PRESET.with_(budget_tokens=700)), tmp_path / "other")
     before = weights(other)
-    with pytest.raises(RuntimeError, match=r"fed \{'en': 0, 'fr': 150\} tokens .* plan says"):
-        other.restore(run.snapshot())
+    with pytest.raises(ValueError, match=r"another run: recipe.budget_tokens is 600, not 700"):
+        other.restore(run.stage_checkpoint(0))
     assert equal(weights(other), before)
-
-
-def test_stages_run_in_order_and_once(tmp_path):
-    run = start(recipe("interleave", PRESET.with_(budget_tokens=100)), tmp_path)
-    with pytest.raises(ValueError, match="stage 1 cannot be run now; the next one is 0"):
-        run.run_stage(1)
-    run.run_stage(0)
-    with pytest.raises(ValueError, match="stage 0 cannot be run now; the next one is 1"):
-        run.run_stage(0)
 
 
 def test_a_budget_that_cannot_be_met_is_refused_before_training(tmp_path):
@@ -438,25 +448,19 @@ def test_a_ledger_unlike_its_plan_is_an_error(tmp_path, added, removed):
             story = stories.tokens[code][first]
             index = max(range(len(story)), key=lambda i: len(story[i]))
             story[index] = story[index][:-1] if change < 0 else np.append(story[index], story[index][-1])
+    run.feed.stories = listed_table(stories.ids, stories.tokens, stories.units)
     with pytest.raises(RuntimeError, match=r"stage 'mixed' of baseline-en-fr fed .* its plan says"):
         run.run()
+    assert not list(tmp_path.glob("checkpoint-*"))
     expected = 200 + (added is not None) - (removed is not None)
     assert run.ledger.tokens() == expected
-
-
-def test_several_processes_are_refused(tmp_path, monkeypatch):
-    run = start(recipe("baseline-fr", PRESET), tmp_path)
-    arguments = run._arguments(run.plans[0])
-    monkeypatch.setattr(type(arguments), "world_size", 2)
-    with pytest.raises(RuntimeError, match="one of 2 processes"):
-        run.run_stage(0)
 
 
 class _Bfloat16(RecipeRun):
     """bfloat16 on a CPU, where the recipe's dtype is left alone."""
 
-    def _arguments(self, plan):
-        return replace(super()._arguments(plan), bf16=True)
+    def _arguments(self, steps=1):
+        return replace(super()._arguments(steps), bf16=True)
 
 
 def test_every_stage_runs_in_bfloat16_and_the_result_in_float32(tmp_path):
