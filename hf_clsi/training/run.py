@@ -105,7 +105,8 @@ class RecipeRun:
     Under torchrun every process makes the same RecipeRun and calls `run`; each reads its share of every
     batch, so that a step is the same whatever their number (up to rounding). The folder must be one that all
     of them see. The first process alone writes and reports. With FSDP (accelerate's configuration) weights
-    and optimizer state are written by the library in its own format; that was not run.
+    and optimizer state are written by the library in its own format, pickles among it; docs/scale.md says
+    what of that was run.
 
     Args:
         recipe: complete settings.
