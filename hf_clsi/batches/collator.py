@@ -7,7 +7,7 @@ packing, and over the sentences of rows that come as lists.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -73,6 +73,8 @@ class PackedRows:
         account: five arrays `[S]`: tokens, raw units and sentences (1, or 0 for the later parts of one) that
             begin there, and 1 where the border before the sentence is a switch, and where there is such a
             border; None without `return_counts`.
+        search: looks for tokens that are out of range, and raises ValueError naming the story; called when
+            the rows that are filled give reason to.
     """
 
     collator: InterleavingDataCollator
@@ -81,6 +83,7 @@ class PackedRows:
     starts: np.ndarray
     languages: np.ndarray
     account: list[np.ndarray] | None
+    search: Callable[[], None] | None = None
 
     @property
     def num_rows(self) -> int:
@@ -411,19 +414,24 @@ class InterleavingDataCollator:
             values, starts, lengths = self._tokenize(
                 values, starts, lengths, raw, lambda i: self._name(table, documents, document, offsets, i)
             )
-        self._check_range(table, documents, document, offsets, values, starts, lengths, raw)
+
+        def search() -> None:
+            self._check_range(table, documents, document, offsets, values, starts, lengths)
 
         kept = np.arange(lengths.size)  # [S'] indices into what was chosen
-        left, complete = lengths, np.ones(len(documents), dtype=bool)
+        left, offset, complete = lengths, offsets, np.ones(len(documents), dtype=bool)
         if documents.max_tokens.any():
-            left, offsets, kept, complete = _cut(lengths, offsets, documents.max_tokens)
+            left, offset, kept, complete = _cut(lengths, offsets, documents.max_tokens)
         account = None
         if self.return_counts:
+            if self.merges is not None:
+                search()  # before the tokens are looked up
             units = self._count_units(
                 table, language[kept], sentence[kept], story[kept], values, starts[kept], left, lengths[kept]
             )
             account = [left, units, np.ones_like(units), *_switches(document[kept], language[kept])]
-        return self._lay_out(values, starts[kept], left, offsets, complete, language[kept], account)
+        kept_starts = starts[kept]
+        return self._lay_out(values, kept_starts, left, offset, complete, language[kept], account, search)
 
     def _choose(
         self, table: StoryTable, documents: Documents
@@ -561,20 +569,18 @@ class InterleavingDataCollator:
         starts[rest] = new_values.size + np.cumsum(lengths[rest]) - lengths[rest]
         return np.concatenate([new_values, others]), starts, lengths
 
-    def _check_range(self, table, documents, document, offsets, values, starts, lengths, raw) -> None:
-        """Raw units must be below num_units, tokens below num_units + num_merges.
+    def _check(self, tokens: np.ndarray, search: Callable[[], None] | None) -> None:
+        """Tokens that were gathered, and whatever stands between sentences, which alone is no fault."""
+        in_range = int(tokens.max()) < self.num_tokens and (
+            tokens.dtype.kind == "u" or int(tokens.min()) >= 0
+        )
+        if not in_range and search is not None:
+            search()
 
-        All of `values` is looked at if that is little more than what is used; else only what is used.
-        """
-        used = values
-        if values.size > 2 * int(lengths.sum()):
-            used = values[spread(starts, lengths)]
-        if int(used.max()) < self.num_tokens and (used.dtype.kind == "u" or int(used.min()) >= 0):
-            return
-        if used is values:
-            used = values[spread(starts, lengths)]
+    def _check_range(self, table, documents, document, offsets, values, starts, lengths) -> None:
+        """All tokens of all sentences must be below num_units + num_merges."""
         self._check_units(
-            used,
+            values[spread(starts, lengths)],
             lengths,
             self.num_tokens,
             lambda i: self._name(table, documents, document, offsets, i),
@@ -592,7 +598,7 @@ class InterleavingDataCollator:
                 f"{' or other merges' if self.merges is not None else ''}?"
             )
 
-    def _lay_out(self, values, starts, lengths, offsets, complete, language, account) -> PackedRows:
+    def _lay_out(self, values, starts, lengths, offsets, complete, language, account, search) -> PackedRows:
         """Sentences -> documents -> rows; `complete` `[D]`: the document was not cut."""
         separator, ends = self.separator_token_id is not None, complete
         if self.packing == "best_fit":
@@ -634,6 +640,7 @@ class InterleavingDataCollator:
             starts[order],
             language[order],
             None if account is None else [column[order] for column in account],
+            search,
         )
 
     def _batch(self, packed: PackedRows, first_row: int, last_row: int) -> dict[str, Any]:
@@ -656,6 +663,7 @@ class InterleavingDataCollator:
                 separator=self.separator_token_id,
                 pad=self.pad_token_id,
                 isolate=self.isolate,
+                check=lambda tokens: self._check(tokens, packed.search),
             )
             arrays = dict(zip(names, filled, strict=True))
         low, high = first_row * layout.width, last_row * layout.width

@@ -18,7 +18,7 @@ A cell is a place in the rows: row * T + column.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -365,6 +365,7 @@ def fill_rows(
     separator: int | None,
     pad: int,
     isolate: bool = True,
+    check: Callable[[np.ndarray], None] | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Writes tokens into some rows of a layout.
 
@@ -381,6 +382,7 @@ def fill_rows(
         starts: `[S]` where in `values` each of the layout's sentences begins (in the layout's order).
         rows: first and last (exclusive) of the rows wanted; all when None.
         bos, eos, separator, pad: token ids.
+        check: called with the tokens of all cells; those of cells between sentences may be any of `values`.
 
     Returns:
         (input_ids, labels, position_ids), each `[rows, T]` int64.
@@ -406,8 +408,11 @@ def fill_rows(
     np.cumsum(index, out=index)
     # Cells between sentences get whatever number comes; they are overwritten. The index becomes the ids:
     # fresh memory costs about as much as the gathering.
+    gathered = values.take(index, mode="clip")
+    if check is not None:
+        check(gathered)
     input_ids = index
-    input_ids[:] = values.take(index, mode="clip")
+    input_ids[:] = gathered
 
     def here(cells: np.ndarray) -> np.ndarray:
         return cells[np.searchsorted(cells, low) : np.searchsorted(cells, high)] - low

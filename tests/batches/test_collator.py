@@ -475,8 +475,9 @@ def test_a_missing_story_id_is_refused():
         collator()([{key: value for key, value in STORY.items() if key != "story_id"}])
 
 
-def test_tokens_out_of_range_are_refused():
-    collate = InterleavingDataCollator(["en"], merges=merges(), max_length=8)
+@pytest.mark.parametrize("return_counts", [False, True])
+def test_tokens_out_of_range_are_refused(return_counts):
+    collate = InterleavingDataCollator(["en"], merges=merges(), max_length=8, return_counts=return_counts)
     with pytest.raises(ValueError, match=r"story 'a', sentence 0: token 6 is out of range, expected 0\.\.5"):
         collate([{"story_id": "a", "tokens_en": [[5, 6]]}])
     with pytest.raises(ValueError, match=r"story 'b', sentence 1: unit 4 is out of range, expected 0\.\.3"):
