@@ -18,26 +18,14 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from ..modeling_clsi import ISOLATING_DECODERS
+
 NAME = "varlen"
 
 # Decoders that hand position_ids and the borders of documents on to their attention, shown to isolate packed
 # documents by it (tests/test_attention.py). GPT-Neo has attention of its own; Gemma 2 caps its scores, which
 # the kernel of torch cannot.
-VARLEN_DECODERS = frozenset(
-    (
-        "gpt2",
-        "gpt_neox",
-        "granite",
-        "llama",
-        "mistral",
-        "olmo2",
-        "phi3",
-        "qwen2",
-        "qwen3",
-        "smollm3",
-        "stablelm",
-    )
-)
+VARLEN_DECODERS = ISOLATING_DECODERS - {"gemma2", "gpt_neo"}
 
 _HALF = (torch.float16, torch.bfloat16)
 
