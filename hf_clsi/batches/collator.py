@@ -89,9 +89,13 @@ class PackedRows:
     def num_rows(self) -> int:
         return self.layout.num_rows
 
+    def share(self, index: int, parts: int) -> tuple[int, int]:
+        """First and last (exclusive) row of part `index` of `parts` contiguous, nearly equal ones."""
+        return index * self.num_rows // parts, (index + 1) * self.num_rows // parts
+
     def part(self, index: int, parts: int) -> dict[str, Any]:
-        """Rows of part `index` of `parts` contiguous, nearly equal shares; see `batch`."""
-        return self.batch(index * self.num_rows // parts, (index + 1) * self.num_rows // parts)
+        """The batch of a share; see `share` and `batch`."""
+        return self.batch(*self.share(index, parts))
 
     def batch(self, first_row: int = 0, last_row: int | None = None) -> dict[str, Any]:
         """The batch of some rows, as `InterleavingDataCollator` describes it.

@@ -60,6 +60,15 @@ def add_parser(commands: argparse._SubParsersAction, parents: list[argparse.Argu
         metavar="DIR",
         help="recordings paired across both languages, as `hf-clsi encode` takes them: alignment on them too",
     )
+    add_changes(parser, "preset", "training.budget_tokens=400000")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="begin anew where DIR holds a run; else a run goes on"
+    )
+    parser.set_defaults(run=run)
+
+
+def add_changes(parser: argparse._ActionsContainer, of: str, example: str) -> None:
+    """The option `--set NAME=VALUE`, whose values are collected as `changes`."""
     parser.add_argument(
         "--set",
         dest="changes",
@@ -67,12 +76,8 @@ def add_parser(commands: argparse._SubParsersAction, parents: list[argparse.Argu
         type=setting,
         default=[],
         metavar="NAME=VALUE",
-        help="change a setting of the preset, for example training.budget_tokens=400000 (may be repeated)",
+        help=f"change a setting of the {of}, for example {example} (may be repeated)",
     )
-    parser.add_argument(
-        "--overwrite", action="store_true", help="begin anew where DIR holds a run; else a run goes on"
-    )
-    parser.set_defaults(run=run)
 
 
 def setting(text: str) -> tuple[str, object]:

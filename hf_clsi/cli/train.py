@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .encode import comma_list
-from .reproduce import setting
+from .reproduce import add_changes
 
 if TYPE_CHECKING:
     from ..training.recipes import Recipe
@@ -87,15 +87,7 @@ def add_parser(commands: argparse._SubParsersAction, parents: list[argparse.Argu
         "--languages", type=comma_list, metavar="L1,L2", help="of a named recipe (default: en,fr)"
     )
     recipe.add_argument("--seed", type=int, help="of everything random (default: 0, or the file's)")
-    recipe.add_argument(
-        "--set",
-        dest="changes",
-        action="append",
-        type=setting,
-        default=[],
-        metavar="NAME=VALUE",
-        help="change a setting of the recipe, for example optimizer.learning_rate=1e-3 (may be repeated)",
-    )
+    add_changes(recipe, "recipe", "optimizer.learning_rate=1e-3")
     recipe.add_argument(
         "--initialize-from",
         metavar="ID_OR_FOLDER",

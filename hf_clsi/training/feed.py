@@ -186,14 +186,12 @@ class PlannedFeed:
         stage = int(np.searchsorted(self._ends, step, side="right"))
         plan = self.plans[stage]
         own = step - (int(self._ends[stage - 1]) if stage else 0)
-        which = slice(int(plan.batches[own]), int(plan.batches[own + 1]))
-        names = ("story", "epoch", "language", "max_tokens", "partner")
-        return stage, Documents(*(getattr(plan, name)[which].astype(np.int64) for name in names))
+        return stage, plan.documents(own)
 
     def __getitem__(self, step: int) -> StepBatch:
         stage, documents = self.documents(step)
         packed = self.collators[stage].arrange(self.stories, documents)
-        first, last = (rank * packed.num_rows // self.world_size for rank in (self.rank, self.rank + 1))
+        first, last = packed.share(self.rank, self.world_size)
         cuts = _cuts(last - first, self.accumulation, self.recipe.batch.rows_per_forward)
         micro_batches = [packed.batch(first + low, first + high) for low, high in cuts]
         return StepBatch(micro_batches, stage, {"step": step + 1})
